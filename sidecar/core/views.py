@@ -1,0 +1,86 @@
+"""What the outside may look at: immutable pictures of the state, made by the service, read by web and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sidecar.core.evidence import Observation, Outage
+from sidecar.core.recommendation import Recommendation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether traffic may come, and why (not). `reason` is a sentence for an operator, without secrets."""
+
+    ready: bool
+    reason: str
+    since: float  # wall clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeView:
+    """One resting probe connection, for progress displays."""
+
+    connection: int
+    arm: str
+    state: str  # opening | resting | using | …
+    idle_seconds: float
+    until_seconds: float | None  # the rest it is meant to reach; None for a sentinel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetView:
+    """Everything shown of one target at one moment."""
+
+    name: str
+    database: str  # host:port/dbname, never credentials
+    recommendation: Recommendation
+    generated_at: float  # when the recommendation last changed
+    readiness: Readiness
+    reachable: bool | None  # None until first tried
+    stage: str  # of the idle-limit measurement: ladder | refine | confirm | volley | monitor | paused
+    suspect: bool  # a fresh connection died below the published limit, not yet explained
+    regime: int
+    elapsed_seconds: float
+    probes: tuple[ProbeView, ...]
+    connections: Mapping[tuple[str, str], int]  # (role, state) -> count
+
+
+class Source(Protocol):
+    """What web and metrics ask of the service. Every answer comes from memory, at once."""
+
+    @property
+    def started(self) -> bool: ...
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Supervised tasks that died: name -> why. Empty while all live."""
+        ...
+
+    @property
+    def store_pending_writes(self) -> int: ...
+
+    @property
+    def store_warning(self) -> str | None:
+        """Why evidence is kept in memory only at the moment; None while the store takes writes."""
+        ...
+
+    def targets(self) -> Mapping[str, TargetView]: ...
+
+    def observations(self, target: str) -> Sequence[Observation]:
+        """Oldest first; bounded."""
+        ...
+
+    def outages(self, target: str) -> Sequence[Outage]:
+        """Oldest first, the last version of each; bounded."""
+        ...
+
+    def measure_afresh(self, target: str) -> None:
+        """Forget nothing, but open a new regime and measure from the start."""
+        ...
+
+    def quit(self) -> None:
+        """Leave cleanly, as on SIGTERM."""
+        ...
