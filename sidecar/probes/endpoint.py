@@ -1,0 +1,146 @@
+"""How to reach one target: address, credentials and TLS from the settings, read afresh at every connect.
+
+Errors of the driver are translated here, and only here: a connection that could not be opened is a `CannotConnect`
+that names what happened in words fit for an operator, without secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from sidecar.core.recommendation import Keepalive
+from sidecar.probes.wire import ProbeConnection, set_socket_options
+from sidecar.settings import TargetSettings
+
+APPLICATION = "connection-health-sidecar"
+
+
+class CannotConnect(Exception):  # noqa: N818 - reads better than CannotConnectError
+    """No connection could be opened. `sqlstate` is None when no server answered."""
+
+    def __init__(self, reason: str, sqlstate: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.sqlstate = sqlstate
+
+
+class _NamedContext(ssl.SSLContext):
+    """Verifies the configured name whatever address was dialled: the driver would verify the address."""
+
+    server_name: str
+
+    def wrap_bio(self, incoming: Any, outgoing: Any, server_side: bool = False, server_hostname: Any = None,
+                 session: Any = None) -> ssl.SSLObject:  # fmt: skip
+        return super().wrap_bio(incoming, outgoing, server_side, self.server_name, session)
+
+
+class Endpoint:
+    """The way to one target database."""
+
+    def __init__(self, settings: TargetSettings) -> None:
+        self._settings = settings
+        self._context: ssl.SSLContext | None = None
+        self._context_changed: list[int] = []
+
+    async def connect(
+        self,
+        role: str,
+        *,
+        deadline_seconds: float,
+        host: str | None = None,
+        keepalive: Keepalive | None = None,
+        user_timeout_ms: int | None = None,
+        statement_cache_size: int = 100,
+    ) -> asyncpg.Connection[Any]:
+        """Open a driver connection under the application name `connection-health-sidecar/<role>`.
+
+        Keepalive is off unless given: on a probe it would fake immortality. `host` replaces the configured one, for
+        trying each address a name resolves to; TLS still verifies the configured name.
+        Raises CannotConnect, after at most `deadline_seconds`.
+        """
+        target = self._settings
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                driver = await asyncpg.connect(
+                    host=host or target.host,
+                    port=target.port,
+                    user=target.user,
+                    database=target.database,
+                    password=self._password(),
+                    ssl=self._tls(),
+                    timeout=deadline_seconds,
+                    statement_cache_size=statement_cache_size,
+                    server_settings={"application_name": f"{APPLICATION}/{role}"},
+                )
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise self._cannot_connect(error, deadline_seconds) from error
+        set_socket_options(driver, keepalive=keepalive, user_timeout_ms=user_timeout_ms)
+        return driver
+
+    async def open(
+        self,
+        role: str,
+        *,
+        deadline_seconds: float,
+        host: str | None = None,
+        keepalive: Keepalive | None = None,
+        user_timeout_ms: int | None = None,
+    ) -> ProbeConnection:
+        """Open a watched connection (see `ProbeConnection`). Raises CannotConnect."""
+        driver = await self.connect(
+            role, deadline_seconds=deadline_seconds, host=host, keepalive=keepalive, user_timeout_ms=user_timeout_ms,
+            statement_cache_size=0,
+        )  # fmt: skip
+        return ProbeConnection(driver)
+
+    def _password(self) -> str | None:
+        # Read at every connect, so that a rotated credential is taken up without a restart.
+        if self._settings.password_file is not None:
+            return Path(self._settings.password_file).read_text("utf-8").rstrip("\r\n")
+        return None if self._settings.password is None else self._settings.password.get_secret_value()
+
+    def _tls(self) -> ssl.SSLContext | str | bool:
+        tls = self._settings.tls
+        if tls.mode == "disable":
+            return False
+        if tls.mode == "prefer":
+            return "prefer"
+        # Building a context parses every CA of the system: it is kept until one of its files changes.
+        files = [Path(name) for name in (tls.ca_file, tls.cert_file, tls.key_file) if name is not None]
+        changed = [file.stat().st_mtime_ns for file in files]
+        if self._context is None or changed != self._context_changed:
+            self._context, self._context_changed = self._build_context(), changed
+        return self._context
+
+    def _build_context(self) -> ssl.SSLContext:
+        tls = self._settings.tls
+        context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.server_name = self._settings.host
+        if tls.ca_file is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(tls.ca_file)
+        if tls.mode == "require":
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif tls.mode == "verify-ca":
+            context.check_hostname = False
+        if tls.cert_file is not None:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+        return context
+
+    def _cannot_connect(self, error: Exception, deadline_seconds: float) -> CannotConnect:
+        where = self._settings.display
+        if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
+            sqlstate = getattr(error, "sqlstate", None)
+            return CannotConnect(f"{where} refused the connection: {error} (SQLSTATE {sqlstate})", sqlstate)
+        if isinstance(error, TimeoutError):
+            return CannotConnect(f"{where} did not answer within {deadline_seconds:g} s")
+        if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
+            return CannotConnect(f"cannot read {error.filename}: {error.strerror}")
+        return CannotConnect(f"cannot connect to {where}: {error}")

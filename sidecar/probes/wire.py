@@ -1,0 +1,276 @@
+"""One raw connection to PostgreSQL, watched closely: what came over the wire, when, and how it ended.
+
+asyncpg notices FIN and RST on an idle connection but drops the FATAL message that said why, and under the simple
+protocol it returns no rows. Both are on the wire, so a tap between the transport and asyncpg's protocol reads them:
+it forwards everything and keeps what the measurement needs. The tap works for TLS too, because it sits above it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+
+from sidecar.core.facts import Ending, Identity
+from sidecar.core.recommendation import Keepalive
+
+# Everything that can be known of a server without privileges. The second form is for servers that lack, or refuse,
+# the control functions (poolers' consoles, PostgreSQL-compatible databases).
+_IDENTITY = (
+    "SELECT pg_backend_pid(), extract(epoch from pg_postmaster_start_time()), host(inet_server_addr()),"
+    " inet_server_port(), pg_is_in_recovery(), current_setting('default_transaction_read_only')"
+)
+_IDENTITY_QUERIES = (
+    _IDENTITY + ", s.system_identifier, c.timeline_id FROM pg_control_system() s, pg_control_checkpoint() c",
+    _IDENTITY + ", NULL, NULL",
+)
+_BEAT = "SELECT 1"
+
+
+class ConnectionEnded(Exception):  # noqa: N818 - a fact, not an error
+    """The connection is gone; `ending` holds everything seen of it."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.message or ending.signal or ending.noticed)
+        self.ending = ending
+
+
+class Tap(asyncio.Protocol):
+    """Reads along between a transport and the driver's protocol; forwards every call.
+
+    PostgreSQL messages are a type byte, a length (which counts itself) and a body; they may be split over any number
+    of reads. The tap is put in when the driver has consumed a ReadyForQuery, so it starts at a message boundary.
+    """
+
+    def __init__(self, driver: asyncio.Protocol) -> None:
+        self._driver = driver
+        self._rest = bytearray()
+        self.row: tuple[str | None, ...] | None = None  # the last DataRow, text format
+        self.error: dict[str, str] | None = None  # fields of the last ErrorResponse or warning, by field type
+        self.parameters: dict[str, str] = {}  # ParameterStatus as far as seen since the tap was put in
+        self.on_parameter: Callable[[str, str], None] | None = None
+        self.on_lost: Callable[[Exception | None], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        self._rest += data
+        while len(self._rest) >= 5:
+            end = 1 + int.from_bytes(self._rest[1:5])
+            if end < 5 or len(self._rest) < end:
+                break
+            self._message(self._rest[0:1], bytes(self._rest[5:end]))
+            del self._rest[:end]
+        self._driver.data_received(data)
+
+    def _message(self, kind: bytes, body: bytes) -> None:
+        if kind in (b"E", b"N"):
+            fields = {
+                part[:1].decode("ascii", "replace"): part[1:].decode("utf-8", "replace")
+                for part in body.split(b"\0")
+                if part
+            }
+            # V is the severity untranslated (PostgreSQL 9.6+); S may be in the server's language.
+            fields["V"] = fields.get("V", fields.get("S", ""))
+            if kind == b"E" or fields["V"] == "WARNING":
+                self.error = fields
+        elif kind == b"D":
+            self.row = _text_row(body)
+        elif kind == b"S":
+            name, value, *_ = body.decode("utf-8", "replace").split("\0")
+            self.parameters[name] = value
+            if self.on_parameter is not None:
+                self.on_parameter(name, value)
+
+    def eof_received(self) -> bool | None:
+        return self._driver.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._driver.connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._driver.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._driver.resume_writing()
+
+
+def _text_row(body: bytes) -> tuple[str | None, ...]:
+    columns, position = [], 2
+    for _ in range(int.from_bytes(body[0:2])):
+        length = int.from_bytes(body[position : position + 4], signed=True)
+        position += 4
+        columns.append(None if length < 0 else body[position : position + length].decode("utf-8", "replace"))
+        position += max(length, 0)
+    return tuple(columns)
+
+
+class ProbeConnection:
+    """An open connection that rests, is used, and ends.
+
+    `opened_at`, `used_at` and `ended_at` are times of the event loop (monotonic seconds). `ended` is done as soon as
+    the end is noticed, with the `Ending` as its result; ends we bring about ourselves leave it pending.
+    """
+
+    def __init__(self, driver: asyncpg.Connection[Any]) -> None:
+        self._driver = driver
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport_of(driver)
+        self._tap = Tap(self._transport.get_protocol())
+        self._tap.on_lost = self._lost
+        self._transport.set_protocol(self._tap)
+        self._using = False
+        self._identity_level = 0
+        self.opened_at = self.used_at = self._loop.time()
+        self.ended_at: float | None = None
+        self.ended: asyncio.Future[Ending] = self._loop.create_future()
+        if self._transport.is_closing():  # it died between the driver's last read and the tap
+            self._lost(None)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """ParameterStatus values seen since the connection opened (later ones replace earlier ones)."""
+        settings = self._driver.get_settings()
+        return {
+            **{name: getattr(settings, name) for name in _REPORTED if hasattr(settings, name)},
+            **self._tap.parameters,
+        }
+
+    def on_parameter(self, callback: Callable[[str, str], None]) -> None:
+        """Call back at every later ParameterStatus, with its name and value."""
+        self._tap.on_parameter = callback
+
+    async def use(self, deadline_seconds: float) -> Identity:
+        """Use the connection with one simple query and return who answered.
+
+        A server that refuses the query has answered all the same: the Identity is then empty where it is not known.
+        Raises ConnectionEnded when the connection is gone or does not answer within `deadline_seconds`.
+        """
+        while True:
+            row = await self._simple(_IDENTITY_QUERIES[self._identity_level], deadline_seconds)
+            if row is not None or self._identity_level + 1 == len(_IDENTITY_QUERIES):
+                return _identity(row)
+            self._identity_level += 1
+
+    async def beat(self, deadline_seconds: float) -> None:
+        """The cheapest proof of life. Raises ConnectionEnded as `use` does."""
+        await self._simple(_BEAT, deadline_seconds)
+
+    async def query(self, sql: str, deadline_seconds: float) -> tuple[str | None, ...] | None:
+        """The last row of a simple query, as text; None when the server refused it (see `refusal`)."""
+        return await self._simple(sql, deadline_seconds)
+
+    @property
+    def refusal(self) -> tuple[str, str] | None:
+        """(SQLSTATE, message) of the last query the server refused."""
+        return None if self._tap.error is None else (self._tap.error.get("C", ""), self._tap.error.get("M", ""))
+
+    async def _simple(self, sql: str, deadline_seconds: float) -> tuple[str | None, ...] | None:
+        if self.ended.done():
+            raise ConnectionEnded(self.ended.result())
+        self._tap.row = self._tap.error = None
+        self._using = True
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await self._driver.execute(sql)
+        except TimeoutError:
+            # Either our own deadline, or the kernel's TCP_USER_TIMEOUT (an OSError that is a TimeoutError).
+            if not self.ended.done():
+                self._end(Ending(noticed="deadline"))
+        except asyncpg.PostgresError:
+            await self._settle()
+            if not self.ended.done():
+                return None  # refused, not dead
+        except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+            await self._settle()
+            if not self.ended.done():  # the driver gave it up although the transport stands
+                self._end(Ending(noticed="using"))
+        finally:
+            self._using = False
+            self.used_at = self._loop.time()
+        if self.ended.done():
+            self.terminate()
+            raise ConnectionEnded(self.ended.result())
+        return self._tap.row
+
+    async def _settle(self) -> None:
+        """After a FATAL the FIN is at most a moment behind; a plain error is followed by ReadyForQuery instead."""
+        if (self._tap.error or {}).get("V") in ("FATAL", "PANIC") or self._transport.is_closing():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self.ended), 1.0)
+            if not self.ended.done():
+                self._end(self._ending("using", None))
+
+    def terminate(self) -> None:
+        """Drop the connection at once, without waiting for the peer."""
+        self._tap.on_lost = None
+        self._driver.terminate()
+
+    def _lost(self, exc: Exception | None) -> None:
+        if self.ended.done():
+            return
+        noticed = "using" if self._using else "reading"
+        if isinstance(exc, TimeoutError):
+            self._end(Ending(noticed="deadline"))
+        else:
+            self._end(self._ending(noticed, "fin" if exc is None else "rst"))
+
+    def _ending(self, noticed: str, signal: str | None) -> Ending:
+        error = self._tap.error or {}
+        return Ending(
+            noticed=noticed, signal=signal, severity=error.get("V"), sqlstate=error.get("C"), message=error.get("M")
+        )
+
+    def _end(self, ending: Ending) -> None:
+        self.ended_at = self._loop.time()
+        self.ended.set_result(ending)
+
+
+_REPORTED = (
+    "server_version",
+    "in_hot_standby",
+    "default_transaction_read_only",
+    "is_superuser",
+    "session_authorization",
+)
+
+
+def transport_of(driver: asyncpg.Connection[Any]) -> Any:
+    """The transport under a driver connection. asyncpg has no public way to it (asyncpg #606); only this line knows."""
+    return driver._transport
+
+
+def set_socket_options(
+    driver: asyncpg.Connection[Any], *, keepalive: Keepalive | None, user_timeout_ms: int | None
+) -> None:
+    """Set, or clear, TCP keepalive and the user timeout on a driver connection. Unix sockets have neither."""
+    sock = transport_of(driver).get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(keepalive is not None))
+    if keepalive is not None:
+        # macOS calls the idle time TCP_KEEPALIVE.
+        idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE")  # noqa: B009
+        sock.setsockopt(socket.IPPROTO_TCP, idle, keepalive.idle)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, keepalive.interval)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.count)
+    if user_timeout_ms is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+
+
+def _identity(row: tuple[str | None, ...] | None) -> Identity:
+    if row is None:
+        return Identity()
+    pid, started_at, address, port, in_recovery, _read_only, system_identifier, timeline = row
+    return Identity(
+        address=None if address is None else f"{address}:{port}",
+        started_at=None if started_at is None else float(started_at),
+        system_identifier=system_identifier,
+        timeline=None if timeline is None else int(timeline),
+        in_recovery=None if in_recovery is None else in_recovery == "t",
+        backend_pid=None if pid is None else int(pid),
+    )
