@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.core.ladder import Prior, best_test, next_rung, rungs, settled
+
+DEFAULTS = (60.0, 300.0, 340.0, 350.0, 600.0, 3600.0, 28800.0)
+SECONDS = st.floats(min_value=1.0, max_value=1e5)
+
+
+@given(floor=st.floats(0.5, 60.0), octaves=st.floats(0.1, 16.0), connections=st.integers(2, 40))
+def test_ladder_ascends_from_floor_to_cap(floor: float, octaves: float, connections: int) -> None:
+    cap = floor * 2**octaves
+    ladder = rungs(floor, cap, connections, DEFAULTS)
+    assert ladder[0] == floor
+    assert all(low < high for low, high in pairwise(ladder))
+    assert cap <= ladder[-1] <= cap * 1.02
+
+
+def test_a_limit_left_at_its_default_dies_on_the_rung_made_for_it() -> None:
+    ladder = rungs(5.0, 86_400.0, 8, DEFAULTS)
+    for default in DEFAULTS:
+        assert any(default * 1.015 < rung <= default * 1.021 for rung in ladder)
+
+
+@pytest.mark.parametrize(("floor", "cap"), [(0.0, 10.0), (10.0, 10.0), (20.0, 10.0)])
+def test_impossible_range_is_refused(floor: float, cap: float) -> None:
+    with pytest.raises(ValueError, match="floor"):
+        rungs(floor, cap, 8)
+
+
+def test_more_connections_take_narrower_steps() -> None:
+    lengths = [len(rungs(5.0, 86_400.0, connections)) for connections in (2, 4, 8, 16)]
+    assert lengths == sorted(set(lengths))
+
+
+def test_a_survivor_takes_the_lowest_free_rung_above_what_is_proven() -> None:
+    ladder = (5.0, 10.0, 20.0, 40.0)
+    assert next_rung(ladder, 0.0, ()) == 5.0
+    assert next_rung(ladder, 5.0, {10.0, 20.0}) == 40.0
+    assert next_rung(ladder, 15.0, ()) == 20.0
+    assert next_rung(ladder, 15.0, {20.0, 40.0}) is None
+    assert next_rung(ladder, 40.0, ()) is None
+
+
+@given(limit=SECONDS, spread=st.floats(1.05, 4.0), ages=st.lists(st.floats(0.0, 1e5), min_size=1, max_size=16))
+def test_refinement_always_settles_around_the_limit(limit: float, spread: float, ages: list[float]) -> None:
+    """Any ages, any bracket: the tests chosen end with the limit between low and high, in few steps."""
+    low, high = limit / spread, limit * spread
+    started = {connection: -age for connection, age in enumerate(ages)}
+    prior, now, used = Prior(DEFAULTS), 0.0, 0
+    while not settled(low, high):
+        test = best_test(low, high, {connection: now - start for connection, start in started.items()}, prior)
+        now = max(now, started[test.connection] + test.rest_seconds)
+        rested = now - started[test.connection]
+        if rested < limit:
+            low = max(low, rested)
+        else:
+            high = min(high, rested)
+        started[test.connection] = now
+        used += 1
+        assert used < 60
+    assert low <= limit <= high
