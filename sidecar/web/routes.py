@@ -1,0 +1,264 @@
+"""Every route: what it takes and what it answers, from memory and at once.
+
+Handlers are plain functions, not coroutines: they cannot wait for anything, least of all for a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from itertools import islice
+from typing import Protocol, TypeVar
+from urllib.parse import urlencode
+
+from sidecar import __version__
+from sidecar.core import render
+from sidecar.core.recommendation import Recommendation
+from sidecar.core.views import Source, TargetView
+from sidecar.web import documents
+from sidecar.web.answers import Answer, Problem
+from sidecar.web.documents import dumps
+
+SERVICE = "connection-health-sidecar"
+FORMATS: tuple[str, ...] = ("json", *render.FORMATS)
+PAGE_DEFAULT = 100
+PAGE_MAX = 1000
+
+RenderMetrics = Callable[[str], tuple[bytes, str]]
+"""From the Accept header to the body and its content type."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A request, as far as a handler may look at it. Only declared query parameters are in `query`, each once."""
+
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    path: str
+    summary: str
+    handler: Callable[[Handlers, Ask], Answer]
+    query: tuple[str, ...] = ()
+    method: str = "GET"  # GET answers HEAD too
+
+    @property
+    def allow(self) -> str:
+        return "GET, HEAD" if self.method == "GET" else self.method
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+_Item = TypeVar("_Item", bound=_Identified)
+
+
+class Handlers:
+    def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
+        self._source = source
+        self._render_metrics = render_metrics
+        # Rendered advice by (target, format), with the advice it was rendered from; bounded, both names being known.
+        self._rendered: dict[tuple[str, str], tuple[tuple[Recommendation, float], Answer]] = {}
+        self._openapi: Answer | None = None
+
+    def index(self, ask: Ask) -> Answer:
+        routes = {route.path: route.summary for route in PUBLIC}
+        return Answer.tagged(dumps(documents.Index(service=SERVICE, version=__version__, routes=routes)))
+
+    def health(self, ask: Ask) -> Answer:
+        targets = {name: view.readiness for name, view in self._source.targets().items()}
+        waiting = [f"{name}: {readiness.reason}" for name, readiness in targets.items() if not readiness.ready]
+        if not self._source.started:
+            waiting.insert(0, "the service is still starting")
+        if waiting:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "; ".join(waiting),
+                kind="not-ready",
+                title="Not ready",
+                ready=False,
+                targets=targets,
+            )
+        return Answer(body=dumps(documents.Health(ready=True, targets=targets)))
+
+    def livez(self, ask: Ask) -> Answer:
+        faults = self._source.faults
+        if faults:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "; ".join(f"the task {name} died: {why}" for name, why in faults.items()),
+                kind="not-alive",
+                title="A supervised task died",
+                alive=False,
+                faults=faults,
+            )
+        return Answer(body=dumps(documents.Liveness(alive=True, faults={})))
+
+    def startupz(self, ask: Ask) -> Answer:
+        if not self._source.started:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the service is still starting",
+                kind="not-started",
+                title="Still starting",
+                started=False,
+            )
+        return Answer(body=dumps(documents.Startup(started=True)))
+
+    def recommendation(self, ask: Ask) -> Answer:
+        view = self._target(ask)
+        name = ask.query.get("format", "json")
+        if name not in FORMATS:
+            raise Problem(
+                HTTPStatus.BAD_REQUEST,
+                f"There is no format {name!r}; there is: {', '.join(FORMATS)}",
+                kind="unknown-format",
+                title="Unknown format",
+                available=FORMATS,
+            )
+        basis = (view.recommendation, view.generated_at)
+        held = self._rendered.get((view.name, name))
+        if held is not None and held[0] == basis:
+            return held[1]
+        answer = _render(view, name)
+        self._rendered[view.name, name] = (basis, answer)
+        return answer
+
+    def targets(self, ask: Ask) -> Answer:
+        return Answer.tagged(dumps(documents.Targets.of(self._source)))
+
+    def evidence(self, ask: Ask) -> Answer:
+        name = self._target(ask).name
+        page, older, headers = _page("/evidence", name, self._source.observations(name), ask)
+        return Answer.tagged(dumps(documents.Evidence(target=name, observations=page, next=older)), headers=headers)
+
+    def outages(self, ask: Ask) -> Answer:
+        name = self._target(ask).name
+        page, older, headers = _page("/outages", name, self._source.outages(name), ask)
+        return Answer.tagged(dumps(documents.Outages(target=name, outages=page, next=older)), headers=headers)
+
+    def metrics(self, ask: Ask) -> Answer:
+        body, content_type = self._render_metrics(ask.headers.get("Accept", ""))
+        return Answer(body=body, content_type=content_type, headers={"Vary": "Accept"})
+
+    def openapi(self, ask: Ask) -> Answer:
+        if self._openapi is None:
+            from sidecar.web import openapi  # here, because it describes the routes of this module
+
+            self._openapi = Answer.tagged(dumps(openapi.document()))
+        return self._openapi
+
+    def quit(self, ask: Ask) -> Answer:
+        _refuse_browsers(ask)
+        self._source.quit()
+        return Answer(body=dumps(documents.Leaving(leaving=True)), status=HTTPStatus.ACCEPTED)
+
+    def measure(self, ask: Ask) -> Answer:
+        _refuse_browsers(ask)
+        name = self._target(ask).name
+        self._source.measure_afresh(name)
+        return Answer(body=dumps(documents.Measuring(target=name)), status=HTTPStatus.ACCEPTED)
+
+    def _target(self, ask: Ask) -> TargetView:
+        """The target asked for; unnamed, `default` if there is one, else the only one."""
+        targets = self._source.targets()
+        name = ask.query.get("target")
+        if name is None:
+            if "default" not in targets and len(targets) != 1:
+                raise Problem(
+                    HTTPStatus.BAD_REQUEST,
+                    f"Say which target, as in ?target=NAME; there is: {', '.join(targets)}",
+                    kind="target-needed",
+                    title="Target needed",
+                    available=tuple(targets),
+                )
+            name = "default" if "default" in targets else next(iter(targets))
+        if name not in targets:
+            raise Problem(
+                HTTPStatus.NOT_FOUND,
+                f"There is no target {name!r}; there is: {', '.join(targets)}",
+                kind="unknown-target",
+                title="Unknown target",
+                available=tuple(targets),
+            )
+        return targets[name]
+
+
+def _render(view: TargetView, name: str) -> Answer:
+    if name == "json":
+        return Answer.tagged(dumps(documents.recommendation(view)))
+    form = render.FORMATS[name]
+    rendered = form.render(view.recommendation)
+    return Answer.tagged(rendered.encode() if isinstance(rendered, str) else dumps(rendered), form.content_type)
+
+
+def _page(
+    path: str, target: str, items: Sequence[_Item], ask: Ask
+) -> tuple[tuple[_Item, ...], str | None, dict[str, str]]:
+    """One page of `items`, newest first; the address of the older page, also as a Link header.
+
+    The cursor is the id of the page's last item, not a count, so new items do not shift the pages behind it.
+    """
+    limit, before = _limit(ask), ask.query.get("before")
+    newest_first = reversed(items)
+    if before is not None and not any(item.id == before for item in newest_first):
+        raise Problem(
+            HTTPStatus.NOT_FOUND,
+            f"Nothing here has the id {before!r}, or it is too old to be still in memory; start again without `before`",
+            kind="unknown-cursor",
+            title="Unknown cursor",
+        )
+    page = tuple(islice(newest_first, limit + 1))
+    if len(page) <= limit:
+        return page, None, {}
+    older = f"{path}?{urlencode({'target': target, 'limit': limit, 'before': page[limit - 1].id})}"
+    return page[:limit], older, {"Link": f'<{older}>; rel="next"'}
+
+
+def _limit(ask: Ask) -> int:
+    text = ask.query.get("limit", str(PAGE_DEFAULT))
+    # isdecimal first: int() would also take signs, blanks and underscores
+    if text.isascii() and text.isdecimal() and len(text) <= len(str(PAGE_MAX)) and 1 <= int(text) <= PAGE_MAX:
+        return int(text)
+    raise Problem(
+        HTTPStatus.BAD_REQUEST,
+        f"limit takes a whole number from 1 to {PAGE_MAX}, not {text!r}",
+        kind="bad-parameter",
+        title="Bad parameter",
+        parameter="limit",
+    )
+
+
+def _refuse_browsers(ask: Ask) -> None:
+    """Loopback keeps other machines out, not the pages in a browser on this one; those send an Origin."""
+    if "Origin" in ask.headers:
+        raise Problem(HTTPStatus.FORBIDDEN, "The admin port takes no requests from web pages")
+
+
+PUBLIC: tuple[Route, ...] = (
+    Route("/", "what is served here", Handlers.index),
+    Route("/health", "readiness, with the reason per target", Handlers.health),
+    Route("/readyz", "the same as /health", Handlers.health),
+    Route("/livez", "whether every supervised task is alive; never depends on a database", Handlers.livez),
+    Route("/startupz", "whether starting is over", Handlers.startupz),
+    Route("/recommendation", "the advice, in the format asked for", Handlers.recommendation, ("target", "format")),
+    Route("/targets", "every target in short", Handlers.targets),
+    Route(
+        "/evidence",
+        "the observations behind the numbers, newest first",
+        Handlers.evidence,
+        ("target", "limit", "before"),
+    ),
+    Route("/outages", "what happened to the database, newest first", Handlers.outages, ("target", "limit", "before")),
+    Route("/metrics", "metrics for Prometheus, as text or OpenMetrics", Handlers.metrics),
+    Route("/openapi.json", "this interface, as an OpenAPI 3.1 document", Handlers.openapi),
+)
+ADMIN: tuple[Route, ...] = (
+    Route("/quitquitquit", "leave cleanly, as on SIGTERM", Handlers.quit, method="POST"),
+    Route("/measure", "measure a target afresh", Handlers.measure, ("target",), method="POST"),
+)

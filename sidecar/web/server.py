@@ -1,0 +1,171 @@
+"""The HTTP server: two listeners, one dispatcher. The only importer of aiohttp's server.
+
+It uses aiohttp's low-level server, since a path that is a key of a dict needs no router, and since every error, even
+that of a request which is no HTTP at all, then leaves through the same door.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from sidecar.core.views import Source
+from sidecar.web.answers import Answer, Problem
+from sidecar.web.routes import ADMIN, PUBLIC, SERVICE, Ask, Handlers, RenderMetrics, Route
+
+log = logging.getLogger("sidecar.web")
+
+LOOPBACK = "127.0.0.1"
+BODY_MAX_BYTES = 4096  # no route reads a body; this much is forgiven
+
+_CONNECTION: dict[str, Any] = {
+    "access_log": None,  # probes would flood it
+    "keepalive_timeout": 75.0,
+    "lingering_time": 1.0,  # for a body nobody reads
+    "max_line_size": 8190,
+    "max_field_size": 8190,
+    "max_headers": 64,
+}
+
+
+class HttpServer:
+    """Serves `source` on `port`, and the admin routes on `admin_port` of the loopback address only."""
+
+    port: int  # the real ones, known once started
+    admin_port: int
+
+    def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
+        handlers = Handlers(source, render_metrics)
+        self._public = _Listener(_Dispatcher(handlers, PUBLIC))
+        self._admin = _Listener(_Dispatcher(handlers, ADMIN))
+
+    async def start(self, host: str, port: int, admin_port: int) -> None:
+        """Listen; port 0 takes any free one. Raises OSError, and leaves nothing open, when one cannot be bound."""
+        try:
+            self.port = await self._public.open(host, port)
+            self.admin_port = await self._admin.open(LOOPBACK, admin_port)
+        except BaseException:
+            await self.stop(0.0)
+            raise
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Stop listening, let requests under way finish for so long, then close every connection."""
+        await asyncio.gather(self._public.close(grace_seconds), self._admin.close(grace_seconds))
+
+
+class _Dispatcher:
+    def __init__(self, handlers: Handlers, routes: tuple[Route, ...]) -> None:
+        self._handlers = handlers
+        self._routes = {route.path: route for route in routes}
+
+    async def __call__(self, request: web.BaseRequest) -> web.Response:
+        try:
+            answer = self._answer(request)
+        except Problem as problem:
+            answer = problem.answer(request.path_qs)
+        except Exception:
+            log.exception("request handler failed", extra={"method": request.method, "path": request.path})
+            failure = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "The request failed; the log of the sidecar says why")
+            answer = failure.answer(request.path_qs)
+        return _respond(request, answer)
+
+    def _answer(self, request: web.BaseRequest) -> Answer:
+        route = self._routes.get(request.path)
+        if route is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "There is no such path here", available=tuple(self._routes))
+        # GET and HEAD alike: of the answer to HEAD, aiohttp sends the headers only
+        if request.method != route.method and (request.method, route.method) != ("HEAD", "GET"):
+            raise Problem(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                f"{route.path} takes {route.allow}, not {request.method}",
+                headers={"Allow": route.allow},
+            )
+        if (request.content_length or 0) > BODY_MAX_BYTES:
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "No route here reads a body")
+        return route.handler(self._handlers, Ask(query=_query(request, route), headers=request.headers))
+
+
+def _query(request: web.BaseRequest, route: Route) -> Mapping[str, str]:
+    if not request.query_string:
+        return {}
+    query = request.query
+    for name in query:
+        if name not in route.query or len(query.getall(name)) > 1:
+            takes = ", ".join(route.query) or "no query parameter"
+            raise Problem(
+                HTTPStatus.BAD_REQUEST,
+                f"{route.path} takes {takes}, each at most once; the fault is with {name!r}",
+                kind="bad-parameter",
+                title="Bad parameter",
+                parameter=name,
+                available=route.query,
+            )
+    return query
+
+
+def _respond(request: web.BaseRequest, answer: Answer) -> web.Response:
+    headers = {
+        "Server": SERVICE,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+        **answer.headers,
+    }
+    if answer.etag is not None:
+        headers["ETag"] = f'"{answer.etag}"'
+        # weak comparison, as RFC 9110 (13.1.2) has it for If-None-Match: W/ does not matter
+        if any(held.value in (answer.etag, "*") for held in request.if_none_match or ()):
+            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+    headers["Content-Type"] = answer.content_type
+    return web.Response(status=answer.status, body=answer.body, headers=headers)
+
+
+class _Connection(web.RequestHandler):
+    """A connection whose malformed requests are answered like every other error, and logged at debug level only."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != HTTPStatus.BAD_REQUEST:
+            return super().handle_error(request, status, exc, message)
+        log.debug("request is not valid HTTP", extra={"remote": request.remote, "error": str(exc)})
+        problem = Problem(HTTPStatus.BAD_REQUEST, "The request is not valid HTTP, or its head is too large")
+        response = _respond(request, problem.answer("about:blank"))
+        response.force_close()
+        return response
+
+
+class _Listener:
+    """One address and the connections that came in by it."""
+
+    def __init__(self, dispatcher: _Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self._connections: web.Server | None = None
+        self._server: asyncio.Server | None = None
+
+    async def open(self, host: str, port: int) -> int:
+        loop = asyncio.get_running_loop()
+        connections = web.Server(self._dispatcher)
+        self._server = await loop.create_server(lambda: _Connection(connections, loop=loop, **_CONNECTION), host, port)
+        self._connections = connections
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    async def close(self, grace_seconds: float) -> None:
+        if self._server is None or self._connections is None:
+            return
+        self._server.close()
+        await asyncio.sleep(0)  # requests already read get their turn before idle connections are closed
+        self._connections.pre_shutdown()
+        await self._connections.shutdown(grace_seconds)
+        self._server = self._connections = None
