@@ -26,8 +26,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self, TypedDict
+from typing import Literal, Self
 from urllib.parse import quote
+
+from sidecar.demo.guardian import Account, Guardian
 
 HOST = "127.0.0.1"
 
@@ -64,29 +66,9 @@ _DEFAULTS: Mapping[str, str | int] = {
 # Nothing of the caller's environment: PGHOST, PGDATA and the like would be obeyed, and a locale translates messages.
 _ENVIRONMENT = {"LC_ALL": "C", "TZ": "UTC", "PATH": "/usr/bin:/bin"}
 
-# Reads the process id of the running postmaster, one a line, an empty one for "stopped", until its standard input ends.
-# That ends when the owner closes it or dies in any way, kill -9 included: then the server is ended and the directory
-# removed. Plain sh, because Linux and macOS share no other way of being told that one's parent is gone.
-_GUARDIAN = """
-while read -r line; do pid=$line; done
-if [ -n "$pid" ]; then
-    kill -QUIT "$pid"
-    for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 "$pid" 2>/dev/null || break; sleep 0.2; done
-fi
-rm -rf "$0"
-"""
-
 
 class ServerError(RuntimeError):
     """PostgreSQL could not be created, started or stopped. The message ends with what it said itself."""
-
-
-class _Account(TypedDict, total=False):
-    """Whom to run a command as, in the words of `subprocess`; empty for oneself."""
-
-    user: int
-    group: int
-    extra_groups: list[int]
 
 
 class PostgresServer:
@@ -110,18 +92,7 @@ class PostgresServer:
         self._account = _unprivileged()
         self.directory = Path(tempfile.mkdtemp(prefix="sidecar-postgres-"))
         self._hand_over(self.directory)
-        reading, writing = os.pipe()
-        self._lifeline = os.fdopen(writing, "wb", buffering=0)
-        with os.fdopen(reading, "rb") as stdin:
-            self._guardian = subprocess.Popen(
-                ["/bin/sh", "-c", _GUARDIAN, str(self.directory)],
-                stdin=stdin,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,  # Ctrl-C at the terminal reaches the owner only, who then ends the rest
-                **self._account,
-            )
+        self._guardian = Guardian(self.directory, "QUIT", self._account)
         try:
             self._binaries = self._find_binaries()
             self._create()
@@ -179,8 +150,7 @@ class PostgresServer:
         try:
             self.stop("immediate")
         finally:
-            self._lifeline.close()
-            self._guardian.wait(_TIMEOUT_SECONDS)
+            self._guardian.close()
 
     def __enter__(self) -> Self:
         try:
@@ -219,7 +189,7 @@ class PostgresServer:
                 start_new_session=True,
                 **self._account,
             )
-        self._tell_guardian(str(self._postmaster.pid))
+        self._guardian.watch(self._postmaster.pid)
         while self._postmaster.poll() is None:
             if self._is_ready(self._postmaster.pid):
                 return True
@@ -270,12 +240,9 @@ class PostgresServer:
         if self._account:
             os.chown(path, self._account["user"], self._account["group"])
 
-    def _tell_guardian(self, pid: str) -> None:
-        self._lifeline.write(f"{pid}\n".encode())
-
     def _forget_postmaster(self) -> None:
         self._postmaster = None
-        self._tell_guardian("")
+        self._guardian.watch(None)
 
     def _complaint(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-10:])
@@ -291,7 +258,7 @@ def free_port() -> int:
             return port
 
 
-def _unprivileged() -> _Account:
+def _unprivileged() -> Account:
     """Whom to run PostgreSQL as, which refuses root. An existing account is borrowed, none is created."""
     if os.geteuid() != 0:
         return {}
