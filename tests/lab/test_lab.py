@@ -115,7 +115,7 @@ class Client:
                 received += data
                 if not data:
                     how = "fin"
-                elif data.endswith(b"Z\0\0\0\5I"):
+                elif received.endswith(b"Z\0\0\0\5I"):
                     how = "answer"
         return Seen(how, time.monotonic() - self._used, tuple(_errors(received)))
 
