@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from datetime import datetime
-from enum import EnumType
+from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
@@ -233,8 +233,8 @@ class _Schemas(dict[str, Json]):
             return hint
         if hint in _SCALARS:
             return dict(_SCALARS[hint])
-        if isinstance(hint, EnumType):
-            self[hint.__name__] = {"type": "string", "enum": [str(member) for member in hint.__members__.values()]}
+        if isinstance(hint, type) and issubclass(hint, StrEnum):
+            self[hint.__name__] = {"type": "string", "enum": [member.value for member in hint]}
             return _reference(hint)
         if isinstance(hint, type) and is_dataclass(hint):
             self[hint.__name__] = self._object(hint)
