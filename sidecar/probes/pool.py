@@ -1,0 +1,292 @@
+"""The pool the sidecar holds on each target: what the application's own pool would see, measured.
+
+Theory of operation
+===================
+
+The pool is SQLAlchemy's, under an ordinary `AsyncEngine`. Every few seconds one round checks out all its connections,
+runs one query on each, and returns them, so that every connection is used and the pool stays full. Turns with and
+without a pre-ping alternate on each connection; the difference is what a ping costs.
+
+`pool_pre_ping` and `pool_recycle` themselves stay off, because of what they cannot do: change in a living pool, spread
+the ages of connections opened together, end a ping that gets no answer. SQLAlchemy offers the same two decisions in the
+open, at the same place: a `checkout` listener that raises DisconnectionError has the connection replaced before it is
+handed out. So one listener does both, in SQLAlchemy's order, age first and then the ping, and it pings with the very
+function that `pool_pre_ping` calls. A failed ping condemns the older connections of the whole pool, as it does there.
+
+Nothing waits for ever. Whatever happens on a connection has a timer beside it that drops the connection: the operation
+then fails as a disconnect, which SQLAlchemy knows how to treat, while a cancellation would have it close the connection
+gracefully and wait two more seconds. For the same reason every connection is dropped before the pool closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from sidecar.probes.endpoint import CannotConnect, Endpoint
+from sidecar.settings import TargetSettings
+
+ROUND_EVERY_SECONDS = 5.0
+"""Often enough that no limit worth living with is reached between two rounds, seldom enough to cost nothing."""
+
+_ROUND_JITTER = 0.2  # many sidecars started together shall not call on the database together
+_RECYCLE_JITTER = 0.1  # connections opened together shall not be replaced together
+_PING_SHARE = 0.5  # of the time for a checkout; the rest is for connecting anew when the ping fails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """The pool opened a connection."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrePinged:
+    """A connection was pinged before it was handed out. When not `ok` the pool replaces it, and the older others."""
+
+    seconds: float
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedOut:
+    """One turn: a connection was checked out, used for one query, and left ready for check-in."""
+
+    seconds: float  # from asking the pool to having the connection
+    use_seconds: float  # BEGIN, one query, ROLLBACK
+    pre_ping: bool
+    connected: bool  # the connection was opened for this turn, at first or in place of another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnFailed:
+    """A turn that an application would have seen fail. `error` is fit for operators and holds no secret."""
+
+    stage: str  # checkout | use
+    seconds: float  # until it was known
+    pre_ping: bool
+    error: str
+    sqlstate: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """The pool gave a connection up."""
+
+    reason: str  # recycled (of age) | invalidated (found dead, or older than one found dead) | disposed (with the pool)
+    age_seconds: float
+
+
+PoolFact = Connected | PrePinged | CheckedOut | TurnFailed | Closed
+
+
+class HeldPool:
+    """The held pool of one target. `observe` is told every fact, at once, inside the event loop.
+
+    `run` is to be supervised; after it was cancelled, `close` ends the connections.
+    """
+
+    def __init__(self, target: TargetSettings, endpoint: Endpoint, observe: Callable[[PoolFact], None]) -> None:
+        self._target = target
+        self._endpoint = endpoint
+        self._observe = observe
+        self._recycle_seconds = None if target.pool.recycle == "auto" else float(target.pool.recycle)
+        self._open = self._checked_out = 0
+        self._closing = False
+        self._begins_with_ping = False
+        # Of the turn under way: turns are taken one after the other.
+        self._deadline = 0.0
+        self._pinged = self._connected = self._unanswered = False
+        self._setup_timer: asyncio.TimerHandle | None = None
+        self._engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
+            pool_size=target.pool.size,
+            max_overflow=0,
+            pool_timeout=target.pool.timeout,
+        )
+        for name, listener in (
+            ("connect", self._on_connect),
+            ("checkout", self._on_checkout),
+            ("close", self._on_close),
+        ):
+            event.listen(self._engine.sync_engine, name, listener)
+
+    @property
+    def connections(self) -> Mapping[str, int]:
+        """Open connections by state."""
+        return {"checked_out": self._checked_out, "idle": self._open - self._checked_out}
+
+    def follow(self, pool_recycle_seconds: int) -> None:
+        """Recycle at this age from the next checkout on, unless the settings fix another one."""
+        if self._target.pool.recycle == "auto":
+            self._recycle_seconds = float(pool_recycle_seconds)
+
+    async def run(self) -> None:
+        """Take rounds until cancelled. A failed turn is a fact; only faults in the program raise."""
+        while True:
+            await self._round()
+            spread = random.uniform(1 - _ROUND_JITTER, 1 + _ROUND_JITTER)  # noqa: S311 - no secret
+            await asyncio.sleep(ROUND_EVERY_SECONDS * spread)
+
+    async def close(self) -> None:
+        """Drop all connections, waiting for nobody."""
+        self._closing = True
+        await self._engine.dispose()
+
+    async def _round(self) -> None:
+        """One turn on every connection. They are returned together: one by one, the pool would only ever use one."""
+        async with AsyncExitStack() as held:
+            for _ in range(self._target.pool.size):
+                if not await self._turn(held):
+                    return  # the others would most likely fail the same way; the next round will tell
+
+    async def _turn(self, held: AsyncExitStack) -> bool:
+        """Check out, use, and leave the connection in `held`. False when it failed."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        self._deadline = asked + self._target.pool.timeout
+        self._pinged = self._connected = self._unanswered = False
+        connection: AsyncConnection | None = None
+        try:
+            connection = await held.enter_async_context(self._checkout())
+            handed_over = loop.time()
+            driver = (await connection.get_raw_connection()).driver_connection
+            with self._dropped_after(self._target.pool.timeout, driver):
+                await connection.exec_driver_sql("SELECT 1")
+                await connection.rollback()
+        except (SQLAlchemyError, CannotConnect, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if connection is not None:
+                await connection.invalidate()  # its check-in would send a ROLLBACK nobody watches
+            text, sqlstate = self._describe(error)
+            self._observe(
+                TurnFailed(
+                    stage="checkout" if connection is None else "use",
+                    seconds=loop.time() - asked,
+                    pre_ping=self._pinged,
+                    error=text,
+                    sqlstate=sqlstate,
+                )
+            )
+            return False
+        self._observe(
+            CheckedOut(
+                seconds=handed_over - asked,
+                use_seconds=loop.time() - handed_over,
+                pre_ping=self._pinged,
+                connected=self._connected,
+            )
+        )
+        return True
+
+    @asynccontextmanager
+    async def _checkout(self) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            self._checked_out += 1
+            try:
+                yield connection
+            finally:
+                self._checked_out -= 1
+
+    async def _connect(self) -> asyncpg.Connection[Any]:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        # A ping that got no answer leaves time for this; the floor only matters if the loop itself was stopped.
+        # Rounded, because operators are told when it passes.
+        remaining = max(round(self._deadline - started, 1), 0.1)
+        driver = await self._endpoint.connect("pool", deadline_seconds=remaining)
+        self._observe(Connected(seconds=loop.time() - started))
+        # Between here and `_on_connect` the dialect asks the server about types, with no deadline of its own.
+        self._setup_timer = loop.call_later(remaining, self._drop_unanswered, driver)
+        return driver
+
+    def _on_connect(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        if self._setup_timer is not None:
+            self._setup_timer.cancel()
+        self._open += 1
+        self._connected, self._unanswered = True, False
+        self._begins_with_ping = not self._begins_with_ping  # of two connections one is pinged while the other is not
+        entry.info.update(
+            opened_at=asyncio.get_running_loop().time(),
+            recycle_share=1 - random.uniform(0, _RECYCLE_JITTER),  # noqa: S311 - no secret
+            fresh=True,
+            ping_next=self._begins_with_ping,
+        )
+
+    def _on_checkout(
+        self, connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection
+    ) -> None:
+        info = entry.info
+        if info.pop("fresh", False):
+            return
+        if self._recycle_seconds is not None and _age(entry) > self._recycle_seconds * info["recycle_share"]:
+            info["reason"] = "recycled"
+            raise DisconnectionError("of age")
+        wanted, info["ping_next"] = info["ping_next"], not info["ping_next"]
+        # What the driver knows to be dead is pinged even in a turn meant to go without: measuring costs no protection.
+        if wanted or (self._target.pool.pre_ping and _driver(entry).is_closed()):
+            self._ping(connection, entry)
+
+    def _ping(self, connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        """SQLAlchemy's pre-ping with a deadline. Raises what makes the pool treat a failure as its own pre-ping's."""
+        loop = asyncio.get_running_loop()
+        self._pinged = True
+        started = loop.time()
+        dialect = self._engine.dialect
+        try:
+            with self._dropped_after(self._target.pool.timeout * _PING_SHARE, _driver(entry)):
+                dialect.do_ping(connection)
+        except (dialect.loaded_dbapi.Error, OSError) as error:
+            self._observe(PrePinged(seconds=loop.time() - started, ok=False))
+            if not _driver(entry).is_closed():
+                raise  # a refusal by a living server: the pool would hand it to the application too
+            raise InvalidatePoolError("pre-ping failed") from error
+        self._observe(PrePinged(seconds=loop.time() - started, ok=True))
+
+    def _on_close(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+        self._open -= 1
+        _driver(entry).terminate()  # says goodbye to the server, but does not wait for it
+        reason = "disposed" if self._closing else entry.info.get("reason", "invalidated")
+        self._observe(Closed(reason=reason, age_seconds=_age(entry)))
+
+    @contextmanager
+    def _dropped_after(self, seconds: float, driver: Any) -> Iterator[None]:
+        timer = asyncio.get_running_loop().call_later(seconds, self._drop_unanswered, driver)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _drop_unanswered(self, driver: Any) -> None:
+        self._unanswered = True
+        driver.terminate()
+
+    def _describe(self, error: Exception) -> tuple[str, str | None]:
+        if isinstance(error, CannotConnect):
+            return error.reason, error.sqlstate
+        if self._unanswered:
+            return f"{self._target.display} did not answer within {self._target.pool.timeout:g} s", None
+        # SQLAlchemy's own text would bring the statement and a link; the driver's error says what happened.
+        cause = error.orig.__cause__ or error.orig if isinstance(error, DBAPIError) and error.orig else error
+        return f"{type(cause).__name__}: {cause}", getattr(cause, "sqlstate", None)
+
+
+def _driver(entry: ConnectionPoolEntry) -> asyncpg.Connection[Any]:
+    assert entry.driver_connection is not None  # noqa: S101 - no event concerns an entry without one
+    return cast("asyncpg.Connection[Any]", entry.driver_connection)
+
+
+def _age(entry: ConnectionPoolEntry) -> float:
+    return float(asyncio.get_running_loop().time() - entry.info["opened_at"])
