@@ -29,6 +29,7 @@ _IDENTITY_QUERIES = (
     _IDENTITY + ", NULL, NULL",
 )
 _BEAT = "SELECT 1"
+_FATAL = ("FATAL", "PANIC")
 
 
 class ConnectionEnded(Exception):  # noqa: N818 - a fact, not an error
@@ -74,7 +75,9 @@ class Tap(asyncio.Protocol):
             }
             # V is the severity untranslated (PostgreSQL 9.6+); S may be in the server's language.
             fields["V"] = fields.get("V", fields.get("S", ""))
-            if kind == b"E" or fields["V"] == "WARNING":
+            # Of several the first FATAL is the cause: a pooler adds its own when the server has hung up on it.
+            fatal_before = self.error is not None and self.error["V"] in _FATAL
+            if not fatal_before and (kind == b"E" or fields["V"] == "WARNING"):
                 self.error = fields
         elif kind == b"D":
             self.row = _text_row(body)
@@ -199,7 +202,7 @@ class ProbeConnection:
 
     async def _settle(self) -> None:
         """After a FATAL the FIN is at most a moment behind; a plain error is followed by ReadyForQuery instead."""
-        if (self._tap.error or {}).get("V") in ("FATAL", "PANIC") or self._transport.is_closing():
+        if (self._tap.error or {}).get("V") in _FATAL or self._transport.is_closing():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self.ended), 1.0)
             if not self.ended.done():

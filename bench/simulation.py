@@ -1,0 +1,196 @@
+"""A path in virtual time, for driving the real idle-limit machine through days in milliseconds.
+
+Nothing here decides anything about the measurement: the world only lets connections rest, die and answer, and the
+machine under test does what it would do in production. Times are seconds; nothing sleeps.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+
+from sidecar.core.evidence import Observation
+from sidecar.core.facts import Died, Ending, Fact, Identity, Opened, OpenFailed, Survived
+from sidecar.core.idle import Budget, Close, Command, IdleMachine, Open, Record, Use
+
+ENDINGS = {
+    "silent": Ending(noticed="deadline"),
+    "reset": Ending(noticed="using", signal="rst"),
+    "close": Ending(noticed="reading", signal="fin"),
+    "fatal": Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="idle-session timeout"),
+}
+
+
+@dataclass(slots=True)
+class _Connection:
+    opened: float
+    used: float
+    limit: Callable[[float], float]  # idle limit of this connection's path, at a time
+    killed_at: float
+    life: int
+    ended: bool = False
+
+
+@dataclass(kw_only=True)
+class World:
+    """How the path behaves.
+
+    `limit(draw, now)` gives the idle limit at a time for a connection whose path was drawn as `draw` (uniform in 0…1):
+    one number for a plain path, two for two populations, a step for a changed one. `kill_rate` is the rate per second
+    of unrelated, unseen deaths. `restarts` are times at which the server restarts and everything open dies visibly.
+    """
+
+    limit: Callable[[float, float], float]
+    death: str = "reset"
+    seed: int = 0
+    jitter: float = 0.0  # relative standard deviation of each rest's own limit
+    kill_rate: float = 0.0
+    deadline: float = 0.0  # what an unanswered use costs
+    restarts: tuple[float, ...] = ()
+    floor: float = 5.0
+    cap: float = 86400.0
+    connections: int = 8
+    defaults: tuple[float, ...] = ()
+    history: tuple[Observation, ...] = ()
+
+    def run(self, until: Callable[[Simulation], bool], *, give_up: float) -> Simulation:
+        """Drive the machine until `until(simulation)` holds after an event, or `give_up` seconds have passed."""
+        simulation = Simulation(self)
+        simulation.drive(until, give_up)
+        return simulation
+
+
+@dataclass
+class Simulation:
+    """One run: the machine, the open connections, what was recorded and what it cost."""
+
+    world: World
+    now: float = 0.0
+    observations: list[Observation] = field(default_factory=list)
+    opened: int = 0
+    used: int = 0
+    most_open: int = 0
+
+    def __post_init__(self) -> None:
+        world = self.world
+        self.random = random.Random(world.seed)
+        self.machine = IdleMachine(
+            target="simulated", run="run", epoch=0.0, connections=world.connections, floor=world.floor, cap=world.cap,
+            defaults=world.defaults, history=world.history,
+        )  # fmt: skip
+        self._open: dict[int, _Connection] = {}
+        self._opening: set[int] = set()
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._serial = itertools.count()
+        self._life = 0
+        for at in world.restarts:
+            self._at(at, self._restart)
+
+    def drive(self, until: Callable[[Simulation], bool], give_up: float) -> None:
+        self._obey(self.machine.observe(Budget(connections=self.world.connections), self.now))
+        while not until(self):
+            deadline = self.machine.next_deadline()
+            event = self._queue[0][0] if self._queue else inf
+            self.now = max(self.now, min(deadline if deadline is not None else inf, event))
+            if self.now > give_up:
+                self.now = give_up
+                return
+            if deadline is not None and deadline <= event:
+                self._obey(self.machine.handle_timer(self.now))
+            else:
+                heapq.heappop(self._queue)[2]()
+
+    def tell(self, fact: Fact | Budget) -> None:
+        self._obey(self.machine.observe(fact, self.now))
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open) + len(self._opening)
+
+    def _at(self, when: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (when, next(self._serial), what))
+
+    def _identity(self) -> Identity:
+        return Identity(address="10.0.0.1:5432", started_at=float(self._life), system_identifier="1", timeline=1)
+
+    def _obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Open():
+                    self._opening.add(command.connection)
+                    self._at(self.now + command.after_seconds, lambda c=command.connection: self._opened(c))
+                case Use():
+                    self._use(command.connection)
+                case Close():
+                    self._opening.discard(command.connection)
+                    self._open.pop(command.connection, None)
+                case Record():
+                    self.observations.append(command.observation)
+            self.most_open = max(self.most_open, self.open_connections)
+
+    def _opened(self, number: int) -> None:
+        if number not in self._opening:
+            return
+        self._opening.discard(number)
+        self.opened += 1
+        draw, world = self.random.random(), self.world
+        killed_at = self.now + self.random.expovariate(world.kill_rate) if world.kill_rate else inf
+        self._open[number] = _Connection(self.now, self.now, lambda at: world.limit(draw, at), killed_at, self._life)
+        self._watch(number)
+        self.tell(Opened(connection=number, identity=self._identity(), seconds=0.0))
+
+    def _limit(self, connection: _Connection) -> float:
+        return connection.limit(self.now) * (1 + self.random.gauss(0, self.world.jitter) if self.world.jitter else 1)
+
+    def _watch(self, number: int) -> None:
+        """Where deaths are visible, the connection ends by itself at its limit."""
+        connection = self._open[number]
+        if self.world.death in ("close", "fatal") and (limit := self._limit(connection)) < inf:
+            rest_began = connection.used
+
+            def end() -> None:
+                if self._open.get(number) is connection and connection.used == rest_began:
+                    self._die(number, ENDINGS[self.world.death])
+
+            self._at(rest_began + limit, end)
+
+    def _use(self, number: int) -> None:
+        connection = self._open[number]
+        self.used += 1
+        idle = self.now - connection.used
+        visible = self.world.death in ("close", "fatal")
+        if self.now >= connection.killed_at or connection.life != self._life:
+            self._die(number, ENDINGS["reset" if visible else self.world.death])
+        elif not visible and idle >= self._limit(connection):
+            self._die(number, ENDINGS[self.world.death])
+        else:
+            connection.used = self.now
+            self._watch(number)
+            self.tell(Survived(connection=number, idle_seconds=idle, seconds=0.0, identity=self._identity()))
+
+    def _die(self, number: int, ending: Ending) -> None:
+        connection = self._open[number]
+        idle, age = self.now - connection.used, self.now - connection.opened
+
+        def report() -> None:
+            if self._open.pop(number, None) is not None:
+                self.tell(Died(connection=number, idle_seconds=idle, age_seconds=age, ending=ending))
+
+        if ending.noticed == "deadline" and self.world.deadline:
+            self._at(self.now + self.world.deadline, report)
+        else:
+            report()
+
+    def _restart(self) -> None:
+        self._life += 1
+        ending = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P01", message="administrator")
+        for number in list(self._open):
+            if number in self._open:
+                self._die(number, ending)
+        for number in list(self._opening):
+            self._opening.discard(number)
+            self.tell(OpenFailed(connection=number, error="connection refused"))
