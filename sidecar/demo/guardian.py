@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from typing import TypedDict
 
 # Reads the id of the process to end, one a line, an empty one for none, until its standard input ends. That ends when
 # the owner closes it or dies in any way. Plain sh, because Linux and macOS share no other way of being told that one's
@@ -22,21 +21,13 @@ rm -rf "$0"
 _TIMEOUT_SECONDS = 30.0
 
 
-class Account(TypedDict, total=False):
-    """Whom to run a command as, in the words of `subprocess`; empty for oneself."""
-
-    user: int
-    group: int
-    extra_groups: list[int]
-
-
 class Guardian:
     """Removes `directory` at `close`, or when this process dies; then it also ends the process it watches, by `signal`.
 
     Its own session keeps it out of reach of Ctrl-C at the terminal.
     """
 
-    def __init__(self, directory: Path, signal: str, account: Account | None = None) -> None:
+    def __init__(self, directory: Path, signal: str) -> None:
         reading, writing = os.pipe()
         self._lifeline = os.fdopen(writing, "wb", buffering=0)
         with os.fdopen(reading, "rb") as stdin:
@@ -47,7 +38,6 @@ class Guardian:
                 stderr=subprocess.DEVNULL,
                 cwd="/",
                 start_new_session=True,
-                **(account or {}),
             )
 
     def watch(self, pid: int | None) -> None:

