@@ -62,7 +62,7 @@ class Tap(asyncio.Protocol):
             end = 1 + int.from_bytes(self._rest[1:5])
             if end < 5 or len(self._rest) < end:
                 break
-            self._message(self._rest[0:1], bytes(self._rest[5:end]))
+            self._message(bytes(self._rest[0:1]), bytes(self._rest[5:end]))
             del self._rest[:end]
         self._driver.data_received(data)
 

@@ -1,0 +1,81 @@
+"""Asks the server, now and then, what it declares: timeouts, keepalive, how full it is.
+
+One short connection a minute, one query, no privileges. What the server declares is no measurement: a pooler passes
+PostgreSQL's value on although its own timer decides. It is compared with what was measured, and it bounds the advice
+while nothing has been measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from sidecar.core.budget import Declared
+from sidecar.probes.endpoint import CannotConnect, Endpoint
+from sidecar.probes.wire import ConnectionEnded
+
+log = logging.getLogger("sidecar.observer")
+
+EVERY_SECONDS = 60.0
+RETRY_SECONDS = 5.0
+DEADLINE_SECONDS = 5.0
+
+# Timeouts come in the unit pg_settings names (ms or s); a setting the server does not have yields NULL. A superuser's
+# reserve and that of pg_use_reserved_connections are not for us.
+_QUERY = """
+SELECT current_setting('server_version'),
+ (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'idle_session_timeout'),
+ (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'),
+ (SELECT setting::float8 FROM pg_settings WHERE name = 'tcp_keepalives_idle'),
+ current_setting('max_connections'),
+ (SELECT sum(setting::int) FROM pg_settings WHERE name IN ('superuser_reserved_connections', 'reserved_connections')),
+ (SELECT sum(numbackends) FROM pg_stat_database),
+ pg_is_in_recovery()
+"""
+
+
+async def observe(endpoint: Endpoint) -> Declared | None:
+    """Ask once. None when the server answered but would not tell; raises CannotConnect or ConnectionEnded."""
+    connection = await endpoint.open("observer", deadline_seconds=DEADLINE_SECONDS)
+    try:
+        row = await connection.query(_QUERY, DEADLINE_SECONDS)
+    finally:
+        connection.terminate()
+    if row is None:
+        log.info("server declares nothing", extra={"refusal": connection.refusal})
+        return None
+    version, idle, idle_in_transaction, keepalive, most, reserved, used, in_recovery = row
+    return Declared(
+        server_version=version,
+        idle_session_timeout=_float(idle),
+        idle_in_transaction_timeout=_float(idle_in_transaction),
+        tcp_keepalives_idle=_float(keepalive),
+        max_connections=_int(most),
+        reserved_connections=_int(reserved),
+        used_connections=_int(used),
+        in_recovery=None if in_recovery is None else in_recovery == "t",
+    )
+
+
+async def keep_observing(endpoint: Endpoint, tell: Callable[[Declared], None]) -> None:
+    """Ask for ever. A database that cannot be reached is asked again soon; the heartbeat tells about outages."""
+    while True:
+        pause = EVERY_SECONDS
+        try:
+            declared = await observe(endpoint)
+        except (CannotConnect, ConnectionEnded):
+            pause = RETRY_SECONDS
+        else:
+            if declared is not None:
+                tell(declared)
+        await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
+
+
+def _float(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def _int(text: str | None) -> int | None:
+    return None if text is None else int(text)

@@ -1,0 +1,168 @@
+"""Carries out what the idle-limit machine commands: opens, rests, uses and drops raw connections.
+
+The surveyor knows no strategy. It waits for a fact or for the machine's deadline, hands it over, and turns the commands
+into tasks; every wait on the network has a deadline of its own, and dropping a connection waits for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from sidecar.core.evidence import Observation
+from sidecar.core.facts import Died, Disturbed, Ending, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle import Budget, Close, Command, IdleMachine, Open, Record, Use
+from sidecar.probes.endpoint import CannotConnect, Endpoint
+from sidecar.probes.wire import ConnectionEnded, ProbeConnection
+
+_OPENING_JITTER_SECONDS = 0.05
+
+
+class Surveyor:
+    """Runs one machine against one endpoint. `record` is told every observation, inside the event loop."""
+
+    def __init__(
+        self,
+        machine: IdleMachine,
+        endpoint: Endpoint,
+        *,
+        deadline_seconds: float,
+        record: Callable[[Observation], None],
+    ) -> None:
+        self.machine = machine
+        self._endpoint = endpoint
+        self._deadline_seconds = deadline_seconds
+        self._record = record
+        self._facts: asyncio.Queue[Fact | Budget | None] = asyncio.Queue()
+        self._connections: dict[int, ProbeConnection] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._in_use: set[int] = set()
+
+    @property
+    def connections(self) -> dict[str, int]:
+        """Probe connections by state."""
+        return {"open": len(self._connections), "opening": len(self._tasks.keys() - self._connections.keys())}
+
+    def tell(self, fact: Disturbed | Budget) -> None:
+        """Hand a fact from outside to the machine."""
+        self._facts.put_nowait(fact)
+
+    def measure_afresh(self) -> None:
+        """Open a new regime and measure from the start."""
+        self._facts.put_nowait(None)
+
+    async def run(self, budget: Budget) -> None:
+        """Measure until cancelled; then drop everything."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            try:
+                self._obey(self.machine.observe(budget, loop.time()), group)
+                while True:
+                    deadline = self.machine.next_deadline()
+                    try:
+                        async with asyncio.timeout_at(deadline):
+                            fact = await self._facts.get()
+                    except TimeoutError:
+                        commands = self.machine.handle_timer(loop.time())
+                    else:
+                        commands = (
+                            self.machine.measure_afresh(loop.time())
+                            if fact is None
+                            else self.machine.observe(fact, loop.time())
+                        )
+                    self._obey(commands, group)
+            finally:
+                for number in list(self._tasks.keys() | self._connections.keys()):
+                    self._close(number)
+
+    def _obey(self, commands: list[Command], group: asyncio.TaskGroup) -> None:
+        for command in commands:
+            match command:
+                case Open():
+                    self._start(command.connection, self._open(command.connection, command.after_seconds), group)
+                case Use():
+                    if command.connection in self._connections:  # else its death is already among the facts
+                        self._start(command.connection, self._use(command.connection), group)
+                case Close():
+                    self._close(command.connection)
+                case Record():
+                    self._record(command.observation)
+
+    def _start(self, number: int, work: Coroutine[Any, Any, None], group: asyncio.TaskGroup) -> None:
+        task = group.create_task(work, name=f"probe-{number}")
+        self._tasks[number] = task
+        task.add_done_callback(lambda done: self._tasks.pop(number) if self._tasks.get(number) is done else None)
+
+    async def _open(self, number: int, after_seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        # Jitter, so that many sidecars started together do not open together.
+        await asyncio.sleep(after_seconds + random.uniform(0, _OPENING_JITTER_SECONDS))  # noqa: S311 - no secret
+        started = loop.time()
+        try:
+            connection = await self._endpoint.open("probe", deadline_seconds=self._deadline_seconds)
+        except CannotConnect as error:
+            self._facts.put_nowait(OpenFailed(connection=number, error=error.reason, sqlstate=error.sqlstate))
+            return
+        try:
+            identity = await connection.use(self._deadline_seconds)
+        except ConnectionEnded as end:
+            reason = end.ending.message or "the connection ended before its first answer"
+            self._facts.put_nowait(OpenFailed(connection=number, error=reason, sqlstate=end.ending.sqlstate))
+            return
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connections[number] = connection
+        self._facts.put_nowait(Opened(connection=number, identity=identity, seconds=loop.time() - started))
+        connection.ended.add_done_callback(lambda ended: self._ended_at_rest(number, ended.result()))
+
+    def _ended_at_rest(self, number: int, ending: Ending) -> None:
+        """Ends noticed in use are reported by `_use`, which knows how long the connection had rested."""
+        connection = self._connections.get(number)
+        if connection is None or number in self._in_use:
+            return
+        self._report_death(number, connection, connection.ended_at or connection.used_at, ending)
+
+    async def _use(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        connection = self._connections[number]
+        started, rest_began = loop.time(), connection.used_at
+        self._in_use.add(number)
+        try:
+            identity = await connection.use(self._deadline_seconds)
+        except ConnectionEnded as end:
+            rested_until = min(started, connection.ended_at or started)
+            self._report_death(number, connection, rested_until, end.ending, rest_began)
+            return
+        finally:
+            self._in_use.discard(number)
+        self._facts.put_nowait(
+            Survived(
+                connection=number,
+                idle_seconds=started - rest_began,  # what it really rested: a late timer makes it longer
+                seconds=loop.time() - started,
+                identity=identity,
+            )
+        )
+
+    def _report_death(
+        self, number: int, connection: ProbeConnection, until: float, ending: Ending, rest_began: float | None = None
+    ) -> None:
+        del self._connections[number]
+        connection.terminate()
+        self._facts.put_nowait(
+            Died(
+                connection=number,
+                idle_seconds=max(0.0, until - (connection.used_at if rest_began is None else rest_began)),
+                age_seconds=until - connection.opened_at,
+                ending=ending,
+            )
+        )
+
+    def _close(self, number: int) -> None:
+        if (task := self._tasks.pop(number, None)) is not None:
+            task.cancel()
+        if (connection := self._connections.pop(number, None)) is not None:
+            connection.terminate()
