@@ -1,0 +1,203 @@
+"""One outage in the making, and what kind it turns out to be.
+
+Theory of kinds
+===============
+
+What the last words of a session and the failed attempts tell is circumstantial; who answers afterwards is proof:
+
+- another server (another system, a later timeline, another address) → failover, or switchover if the old one went in
+  good order, telling its sessions that an administrator stopped it;
+- the same server, started anew → restart. How it went is told by the words: FATAL 57P01 is a fast stop, WARNING 57P01
+  an immediate one, WARNING 57P02 the crash of another backend, after which the postmaster lives on but takes all
+  sessions down; no words at all are a crash too;
+- the same life of the same server → it was never gone. If fresh connections were refused by the server itself, the
+  kind is authentication (class 28) or refusal (too many connections, mostly). If they did not get there, it is a
+  partition. If they worked at once, a session that was ended is a cull, one that fell silent a partition of its own.
+
+A session that lives and can no longer write is a role flip, whatever becomes of it later: pre-ping cannot see those.
+While nobody has answered yet, the kind is a guess, and `unknown` where there is nothing to guess from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from sidecar.core.evidence import Interval, Outage, Spell
+from sidecar.core.facts import Death, Ending, Identity
+
+ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = "57P01", "57P02", "57P03"
+_POSTMASTER_DIED = "postmaster exit"  # FATAL 57P01 as well: backends that find their postmaster killed
+
+
+def over(outage: Outage) -> bool:
+    """Whether the record is that of an outage that has ended."""
+    return all(spell is None or spell.ended is not None for spell in (outage.connect, outage.read, outage.write))
+
+
+@dataclass(slots=True)
+class Span:
+    """A spell in the making, in monotonic seconds. `bad_at` is when it was last known to be bad."""
+
+    began: tuple[float, float]
+    bad_at: float
+    ended: tuple[float, float] | None = None
+
+    def bad(self, at: float) -> None:
+        """It was bad when asked `at` that time; if it seemed to have ended, it had not."""
+        self.bad_at = max(self.bad_at, at)
+        self.ended = None
+
+    def good(self, at: float) -> None:
+        """It is good again, known `at` that time."""
+        if self.ended is None:
+            self.ended = (min(self.bad_at, at), at)
+
+
+def spoil(span: Span | None, began: tuple[float, float], bad_at: float) -> Span:
+    """The span, bad (again); a new one with this beginning if there was none."""
+    if span is None:
+        return Span(began, bad_at)
+    span.bad(bad_at)
+    return span
+
+
+@dataclass(slots=True, kw_only=True)
+class Trouble:
+    """An outage in the making. `offset` is wall clock minus monotonic time, one for the whole record."""
+
+    id: str
+    target: str
+    offset: float
+    before: Identity | None
+    addresses_before: tuple[str, ...]
+    flipped: bool = False  # it began with a living session that could no longer write
+    connect: Span | None = None
+    read: Span | None = None
+    write: Span | None = None
+    ending: Ending | None = None  # of the first session lost
+    after: Identity | None = None
+    addresses_after: tuple[str, ...] = ()
+    dns_changed: float | None = None
+    refusals: Counter[str] = field(default_factory=Counter)  # attempts a server answered with a no, by SQLSTATE
+    failures: Counter[str] = field(default_factory=Counter)  # attempts that got no answer, by error
+    endings: Counter[str] = field(default_factory=Counter)  # sessions lost, by SQLSTATE
+    lost: Counter[Death] = field(default_factory=Counter)
+
+    def session_lost(self, ending: Ending) -> None:
+        self.ending = self.ending or ending
+        self.lost[ending.death] += 1
+        if ending.sqlstate is not None:
+            self.endings[ending.sqlstate] += 1
+
+    def attempt_failed(self, sqlstate: str | None, name: str) -> None:
+        if sqlstate is None:
+            self.failures[name] += 1
+        else:
+            self.refusals[sqlstate] += 1
+
+    @property
+    def move(self) -> str | None:
+        """In which respect another server answers now; None if it is the same, as far as can be told."""
+        if self.before is None or self.after is None:
+            return None
+        return _move(self.before, self.after)
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(span for span in (self.connect, self.read, self.write) if span is not None)
+
+    @property
+    def began(self) -> float:
+        """When it was first known to be bad."""
+        return min(span.began[1] for span in self.spans)
+
+    @property
+    def over(self) -> bool:
+        return all(span.ended is not None for span in self.spans)
+
+    def outage(self) -> Outage:
+        """The record as far as it is known."""
+        kind, detail = classify(self)
+        return Outage(
+            id=self.id,
+            target=self.target,
+            kind=kind,
+            detail=detail,
+            connect=self._spell(self.connect),
+            read=self._spell(self.read),
+            write=self._spell(self.write),
+            before=self.before,
+            after=self.after,
+            addresses_before=self.addresses_before,
+            addresses_after=self.addresses_after,
+            dns_changed_at=None if self.dns_changed is None else self.dns_changed + self.offset,
+            connections_lost={death.value: count for death, count in self.lost.items()},
+            errors=dict(self.endings + self.refusals + self.failures),
+        )
+
+    def _spell(self, span: Span | None) -> Spell | None:
+        return None if span is None else Spell(
+            began=self._interval(span.began), ended=None if span.ended is None else self._interval(span.ended)
+        )  # fmt: skip
+
+    def _interval(self, times: tuple[float, float]) -> Interval:
+        return Interval(after=times[0] + self.offset, until=times[1] + self.offset)
+
+
+def classify(trouble: Trouble) -> tuple[str, str | None]:
+    """Kind and detail of an outage (see the module and `Outage`)."""
+    ending, after = trouble.ending, trouble.after
+    if trouble.flipped:
+        return "role_flip", None
+    if trouble.move is not None:
+        return ("switchover" if _manner(ending) == "fast" else "failover"), trouble.move
+    if _restarted(trouble):
+        return "restart", _manner(ending)
+    if trouble.refusals and trouble.refusals.total() >= trouble.failures.total():
+        sqlstate = trouble.refusals.most_common(1)[0][0]
+        return ("authentication" if sqlstate.startswith("28") else "refusal"), sqlstate
+    if ending is not None and ending.death is Death.SILENT:
+        return "partition", "silent" if trouble.failures else "this connection only"
+    if after is not None and trouble.failures:
+        return "partition", trouble.failures.most_common(1)[0][0]
+    if after is not None and ending is not None:
+        return "cull", ending.sqlstate or ending.signal
+    return "unknown", None
+
+
+def _move(before: Identity, after: Identity) -> str | None:
+    if before.started_at is not None and before.started_at == after.started_at:
+        return None  # one life of one server, by whatever address it was reached
+    if _differ(before.system_identifier, after.system_identifier):
+        return "another cluster"
+    # Only ever upwards: what a server tells of its timeline may lag behind a promotion until its next checkpoint.
+    if before.timeline is not None and after.timeline is not None and before.timeline < after.timeline:
+        return f"timeline {before.timeline} to {after.timeline}"
+    return "another server" if _differ(before.address, after.address) else None
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    return None not in (one, other) and one != other
+
+
+def _restarted(trouble: Trouble) -> bool:
+    """Whether the server began a new life, or at least ended all sessions and recovered."""
+    before, after, ending = trouble.before, trouble.after, trouble.ending
+    said = None if ending is None else ending.sqlstate
+    if CANNOT_CONNECT_NOW in trouble.refusals or said == CRASH_SHUTDOWN:
+        return True
+    if before is None or after is None or None in (before.started_at, after.started_at):
+        return said == ADMIN_SHUTDOWN and (after is None or bool(trouble.failures))
+    return before.started_at != after.started_at
+
+
+def _manner(ending: Ending | None) -> str | None:
+    """How a server stopped: fast | immediate | crash | silent. None where it cannot be told."""
+    if ending is None:
+        return None
+    if ending.death is Death.SILENT:
+        return "silent"
+    if ending.sqlstate == ADMIN_SHUTDOWN and _POSTMASTER_DIED not in (ending.message or ""):
+        return "fast" if ending.severity == "FATAL" else "immediate"
+    return "crash" if ending.sqlstate in (None, ADMIN_SHUTDOWN, CRASH_SHUTDOWN) else None
