@@ -1,0 +1,308 @@
+"""From what was measured to what should be set.
+
+Theory of operation
+===================
+
+`pool_recycle` counts age since connect and is looked at only at checkout. So every connection handed out is younger
+than it, and one that is younger than the idle limit cannot have died of idleness: a recycle below the limit protects
+by itself. The advice is a share (`policy.safety`) of the *proven* rest, never of the estimate, and of the proven
+lifetime where there is one, whichever is shorter.
+
+Before anything is proven, the answer is the same share of the shortest rest under test, less where the server declares
+a shorter limit. It costs reconnects and protects: that is what cautious means here. From the first survival on the
+advice grows with the proof.
+
+Pre-ping finds every death that shows itself when asked. A silent one does not: the ping hangs until the kernel gives
+up, a quarter of an hour by default. There the socket options are the cure: TCP keepalive below the limit keeps a
+layer-4 path from forgetting the connection at all, and TCP_USER_TIMEOUT turns the hang into an error that the pool
+handles. They harm nowhere, so they are always part of the advice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+
+from sidecar.core.attribution import KnownLimit, likely_culprits
+from sidecar.core.budget import Declared
+from sidecar.core.evidence import Outage, Spell
+from sidecar.core.facts import Death
+from sidecar.core.idle import IdleStatus
+from sidecar.core.latency import PING_ROUND_TRIPS, PingCost
+from sidecar.core.recommendation import (
+    FailoverFigures,
+    IdleLimit,
+    Keepalive,
+    LikelyCulprit,
+    PoolSettings,
+    PrePingCost,
+    Quantiles,
+    Recommendation,
+    Remark,
+    SocketOptions,
+    Status,
+)
+
+USER_TIMEOUT_MS = 5000  # longer than a few retransmissions, shorter than anybody's patience
+LONGEST_KEEPALIVE_IDLE = 120  # seconds; well below every layer-4 default in the catalogue
+UNPROVEN_KEEPALIVE_IDLE = 30  # half the shortest layer-4 default known
+DECLARED_TOLERANCE = 0.05
+KEEPALIVE_SHARE = 0.4  # of the proven rest: one lost keepalive must not matter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the operator asks of the advice."""
+
+    safety: float  # share of the proven limit
+    max_pool_recycle: float  # seconds
+    ping_overhead: float  # share of a checkout's time that pre-ping may cost
+
+
+def advise(
+    *,
+    target: str,
+    policy: Policy,
+    shortest_rest: float,
+    idle: IdleStatus,
+    declared: Declared | None = None,
+    ping: PingCost | None = None,
+    outages: Sequence[Outage] = (),
+    catalogue: Iterable[KnownLimit] = (),
+) -> Recommendation:
+    """The advice for one target. `shortest_rest` is the first rest under test (seconds), for the time before proof."""
+    limit = _idle_limit(idle, catalogue)
+    reasons, warnings = _remarks(idle, declared)
+    recycle, why = _pool_recycle(policy, shortest_rest, limit, declared)
+    return Recommendation(
+        target=target,
+        status=idle.status,
+        settings=PoolSettings(pool_recycle=recycle, pool_pre_ping=True),
+        socket=SocketOptions(keepalive=_keepalive(limit), user_timeout_ms=USER_TIMEOUT_MS),
+        idle_limit=limit,
+        pre_ping_cost=_ping_cost(ping),
+        failover=_failover(outages),
+        reasons=(why, *reasons),
+        warnings=warnings,
+    )
+
+
+def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit | None:
+    if idle.proven_seconds is None and idle.dead_by_seconds is None:
+        return None
+    likely: tuple[LikelyCulprit, ...] = ()
+    if idle.dead_by_seconds is not None and idle.death is not None and idle.status is not Status.MEASURING:
+        likely = likely_culprits(
+            catalogue,
+            limits="idle",
+            low_seconds=idle.proven_seconds or 0.0,
+            high_seconds=idle.dead_by_seconds,
+            death=idle.death,
+            sqlstate=idle.sqlstate,
+            keepalive_helps=None,
+        )
+    return IdleLimit(
+        # Rounded away from the limit, so that no digit claims more than was seen.
+        proven_seconds=floor((idle.proven_seconds or 0.0) * 1000) / 1000,
+        dead_by_seconds=None if idle.dead_by_seconds is None else ceil(idle.dead_by_seconds * 1000) / 1000,
+        estimate_seconds=None if idle.estimate_seconds is None else round(idle.estimate_seconds, 3),
+        death=idle.death,
+        sqlstate=idle.sqlstate,
+        likely=likely,
+    )
+
+
+def _pool_recycle(
+    policy: Policy, shortest_rest: float, limit: IdleLimit | None, declared: Declared | None
+) -> tuple[int, Remark]:
+    if limit is not None and limit.proven_seconds > 0:
+        share = policy.safety * limit.proven_seconds
+        recycle = max(1, int(min(share, policy.max_pool_recycle)))
+        if share > policy.max_pool_recycle:
+            return recycle, Remark(
+                code="capped_by_policy",
+                text=f"Connections resting {limit.proven_seconds:.0f} s survive; policy.max_pool_recycle caps the"
+                f" advice at {recycle} s.",
+            )
+        return recycle, Remark(
+            code="share_of_proven",
+            text=f"pool_recycle is {policy.safety:g} of the longest rest proven to survive,"
+            f" {limit.proven_seconds:.1f} s.",
+        )
+    told = declared.idle_session_timeout if declared is not None else None
+    if told and told < shortest_rest:
+        return max(1, int(min(policy.safety * told, policy.max_pool_recycle))), Remark(
+            code="declared_limit",
+            text=f"Nothing is proven yet. The server declares idle_session_timeout = {told:g} s; pool_recycle stays at"
+            f" {policy.safety:g} of it.",
+        )
+    return max(1, int(min(policy.safety * shortest_rest, policy.max_pool_recycle))), Remark(
+        code="nothing_proven",
+        text=f"Nothing is proven yet: pool_recycle is {policy.safety:g} of the shortest rest under test"
+        f" ({shortest_rest:g} s) and grows with every rest survived.",
+    )
+
+
+def _keepalive(limit: IdleLimit | None) -> Keepalive:
+    if limit is None or limit.proven_seconds <= 0:
+        idle = UNPROVEN_KEEPALIVE_IDLE
+    elif limit.dead_by_seconds is None:  # the true limit is longer still
+        idle = max(UNPROVEN_KEEPALIVE_IDLE, int(KEEPALIVE_SHARE * limit.proven_seconds))
+    else:
+        idle = int(KEEPALIVE_SHARE * limit.proven_seconds)
+    idle = max(1, min(LONGEST_KEEPALIVE_IDLE, idle))
+    return Keepalive(idle=idle, interval=min(15, idle), count=3)
+
+
+def _ping_cost(ping: PingCost | None) -> PrePingCost | None:
+    if ping is None:
+        return None
+    return PrePingCost(
+        round_trips=PING_ROUND_TRIPS,
+        p50_ms=round(ping.p50_seconds * 1000, 3),
+        p99_ms=None if ping.p99_seconds is None else round(ping.p99_seconds * 1000, 3),
+        overhead_ratio=None if ping.overhead_ratio is None else round(ping.overhead_ratio, 3),
+    )
+
+
+def _failover(outages: Sequence[Outage]) -> FailoverFigures | None:
+    """How long outages lasted: the middle of each interval, because that is the least wrong single number."""
+    if not outages:
+        return None
+    return FailoverFigures(
+        outages=len(outages),
+        outage_seconds=_quantiles([_middle(outage.connect or outage.read) for outage in outages]),
+        write_outage_seconds=_quantiles([_middle(outage.write) for outage in outages]),
+    )
+
+
+def _middle(spell: Spell | None) -> float | None:
+    if spell is None or spell.shortest_seconds is None or spell.longest_seconds is None:
+        return None
+    return (spell.shortest_seconds + spell.longest_seconds) / 2
+
+
+def _quantiles(seconds: Iterable[float | None]) -> Quantiles | None:
+    ordered = sorted(duration for duration in seconds if duration is not None)
+    if not ordered:
+        return None
+    return Quantiles(p50=round(ordered[(len(ordered) - 1) // 2], 3), max=round(ordered[-1], 3))
+
+
+_DEATH_TOLD = {
+    Death.SILENT: "without any sign: neither FIN nor RST, the next query gets no answer at all",
+    Death.RESET_ON_USE: "unseen; the next query is answered with a reset",
+    Death.CLOSED: "in plain sight: the connection is closed the moment the timer fires",
+    Death.FATAL: "in plain sight: the server says why and closes",
+}
+
+
+def _remarks(idle: IdleStatus, declared: Declared | None) -> tuple[tuple[Remark, ...], tuple[Remark, ...]]:
+    reasons: list[Remark] = []
+    warnings: list[Remark] = []
+    reasons.append(_about_the_limit(idle))
+    if idle.death is not None:
+        reasons.append(Remark(code=f"death_{idle.death}", text=f"Idle connections die {_DEATH_TOLD[idle.death]}."))
+    reasons.append(_about_pre_ping(idle.death))
+    if idle.death is Death.SILENT:
+        warnings.append(
+            Remark(
+                code="silent_death",
+                text="Pre-ping alone does not protect: on a silently dropped connection the ping itself hangs, about"
+                f" 15 minutes by default. Set TCP_USER_TIMEOUT ({USER_TIMEOUT_MS} ms) and TCP keepalive on the client's"
+                " sockets, and keep pool_recycle below the limit.",
+            )
+        )
+    if idle.suspect:
+        warnings.append(
+            Remark(
+                code="limit_suspect",
+                text="A fresh connection has just died below the limit held true so far. It is being checked whether"
+                " the limit has changed; the advice is lowered meanwhile.",
+            )
+        )
+    if idle.several_populations:
+        warnings.append(
+            Remark(
+                code="several_populations",
+                text="Connections to this target do not all share one limit (several gateways or proxies?). The advice"
+                " follows the shortest.",
+            )
+        )
+    warnings += _about_declared(idle, declared)
+    return tuple(reasons), tuple(warnings)
+
+
+def _about_the_limit(idle: IdleStatus) -> Remark:
+    proven, dead_by = idle.proven_seconds, idle.dead_by_seconds
+    if idle.exhausted:
+        return Remark(
+            code="no_limit_seen", text=f"Connections survived {proven or 0:.0f} s of rest: no idle limit seen."
+        )
+    if dead_by is None:
+        if proven is None:
+            return Remark(code="measuring", text="The first connections are still resting; nothing is known yet.")
+        return Remark(
+            code="measuring", text=f"Connections survived {proven:.0f} s of rest so far; none has died of it."
+        )
+    if idle.status is Status.MEASURING or idle.estimate_seconds is None:
+        return Remark(
+            code="limit_bracketed",
+            text=f"The idle limit lies between {proven or 0:.1f} s and {dead_by:.1f} s; it is being narrowed down.",
+        )
+    told = {
+        Status.PROVISIONAL: "one chain of observations; a second witness is awaited",
+        Status.CONFIRMED: "a second, independent connection died at the same rest",
+        Status.VERIFIED: f"{idle.fresh_survivals} rests of fresh connections just below it survived,"
+        f" {idle.fresh_deaths} did not",
+    }[idle.status]
+    return Remark(
+        code="idle_limit_measured",
+        text=f"The idle limit of this path is {idle.estimate_seconds:.1f} s (survived {proven or 0:.1f} s, dead by"
+        f" {dead_by:.1f} s): {told}.",
+    )
+
+
+def _about_pre_ping(death: Death | None) -> Remark:
+    if death is None:
+        return Remark(
+            code="pre_ping_kept", text="Pre-ping stays on: how connections die on this path is not known yet."
+        )
+    if death is Death.SILENT:
+        return Remark(
+            code="pre_ping_kept",
+            text="Pre-ping stays on: together with TCP_USER_TIMEOUT it turns a hang into a reconnect.",
+        )
+    return Remark(
+        code="pre_ping_kept",
+        text="Pre-ping stays on: it finds connections that died this way, and those lost in restarts and failovers.",
+    )
+
+
+def _about_declared(idle: IdleStatus, declared: Declared | None) -> list[Remark]:
+    if declared is None:
+        return []
+    warnings = []
+    keepalive = declared.tcp_keepalives_idle
+    if keepalive and idle.dead_by_seconds is None and (idle.proven_seconds or 0) > keepalive:
+        warnings.append(
+            Remark(
+                code="masked_by_server_keepalive",
+                text=f"The server sends TCP keepalives after {keepalive:.0f} s of silence. They hold the path open, so"
+                " a longer limit of a gateway would not show; they protect the application just as well.",
+            )
+        )
+    told, measured = declared.idle_session_timeout, idle.estimate_seconds
+    if measured is None or told is None or idle.status is Status.MEASURING:
+        return warnings
+    if told == 0 or abs(told - measured) > DECLARED_TOLERANCE * measured:
+        says = "no idle_session_timeout" if told == 0 else f"idle_session_timeout = {told:g} s"
+        warnings.append(
+            Remark(
+                code="not_the_server",
+                text=f"The server declares {says}, measured were {measured:.1f} s: something on the path cuts the"
+                " connections, not the server.",
+            )
+        )
+    return warnings
