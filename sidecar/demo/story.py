@@ -1,0 +1,187 @@
+"""The whole story on a laptop: a database, a path with a limit, the service as anyone would run it, and what it finds.
+
+The service is a process of its own, asked over HTTP. It is told where to connect and how far to look, never what the
+path does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from sidecar.demo.application import query_after_rest
+from sidecar.demo.display import Show, progress, seconds
+from sidecar.demo.path import Fault, FaultyPath
+from sidecar.demo.server import HOST, PostgresServer, ServerError
+from sidecar.demo.service import Service, run_service
+
+LEAST_LIMIT_SECONDS = 2.0
+
+_FAULTS: Mapping[str, Fault | None] = {"silent": "silent", "reset": "reset", "close": "close", "server": None}
+PATHS = tuple(_FAULTS)
+"""What `--path` takes. `server` is a plain connection: there PostgreSQL itself ends idle sessions."""
+
+_TOLERANCE = 0.05  # of the true limit, for exit status 0
+_POLL_SECONDS = 0.5
+_VERIFIED_WITHIN = 4.0  # limits; what is known by then is the result
+_INTERRUPTED = 130
+
+_DEATHS = {
+    "silent": "silently: nothing shows until a connection is used, and then no answer ever comes",
+    "reset_on_use": "by reset on use: nothing shows until a connection is used, and then it is refused at once",
+    "closed": "closed at the limit, which whoever reads the connection notices",
+    "fatal": "ended by the server, which says why and closes",
+}
+"""By `idle_limit.death`."""
+
+
+class _Failure(Exception):  # noqa: N818 - of the demo, not of the program
+    """The story ends here, for this reason."""
+
+
+def run(path: str, limit_seconds: float, once: bool) -> int:
+    """Tell the story for one of `PATHS`, on standard output; returns the exit status.
+
+    0: told once, and the limit found is within 5 % of the true one. 1: it is not, or nothing was found within six
+    limits and a minute. 2: a limit too short for this. 130: interrupted, which is how it ends unless told once.
+    """
+    if limit_seconds < LEAST_LIMIT_SECONDS:
+        sys.stderr.write(
+            f"--limit: too short to be measured beside everything else here: takes at least {LEAST_LIMIT_SECONDS:g} s\n"
+        )
+        return 2
+    began = time.monotonic()
+    console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+    fault = _FAULTS[path]
+    try:
+        console.print("Starting PostgreSQL ...")
+        settings = {} if fault else {"idle_session_timeout": f"{limit_seconds * 1000:.0f}ms"}
+        with PostgresServer(settings) as server:
+            return asyncio.run(_Story(console, server, path, limit_seconds, began).tell(once))
+    except (ServerError, _Failure) as failure:
+        console.print(f"The demo failed: {failure}")
+        return 1
+    except KeyboardInterrupt:
+        console.print("Interrupted. Everything is stopped and removed.")
+        return _INTERRUPTED
+
+
+class _Story:
+    def __init__(self, console: Console, server: PostgresServer, path: str, limit_seconds: float, began: float) -> None:
+        self._console = console
+        self._server = server
+        self._path = path
+        self._limit_seconds = limit_seconds
+        self._began = began
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    async def tell(self, once: bool) -> int:
+        limit = self._limit_seconds
+        floor, cap = max(1.0, limit / 8), 20 * limit
+        async with contextlib.AsyncExitStack() as stack:
+            port, fault = self._server.port, _FAULTS[self._path]
+            if fault is not None:
+                port = (await stack.enter_async_context(FaultyPath(HOST, port, fault, idle_limit=limit))).port
+            url = self._server.url(port=port, scheme="postgresql+asyncpg")
+            service = stack.enter_context(
+                run_service(
+                    {
+                        "TARGET_URL": url,
+                        "TARGETS__DEFAULT__IDLE__FLOOR": f"{floor}s",
+                        "TARGETS__DEFAULT__IDLE__CAP": f"{cap}s",
+                        "TARGETS__DEFAULT__IDLE__DEADLINE": "2s",
+                        "TARGETS__DEFAULT__APPLICATION__POOL_RECYCLE": "-1",
+                        "TARGETS__DEFAULT__APPLICATION__POOL_PRE_PING": "false",
+                    }
+                )
+            )
+            self._console.print(
+                f"Path {self._path!r}: idle limit {limit:g} s. The service is not told; it looks for one between "
+                f"{floor:g} s and {cap:g} s and takes no answer within 2 s for death.\n"
+                f"It answers at {service.address}\n"
+            )
+            application = asyncio.create_task(query_after_rest(url, _application_rest(limit)))
+            stack.callback(application.cancel)
+            patience = 6 * limit + 60 - self._elapsed
+            try:
+                async with asyncio.timeout(patience):
+                    with progress(self._console) as show:
+                        await self._watch(service, show, self._is_told)
+                    within = await self._conclude(service, await application)
+            except TimeoutError:
+                raise _Failure(f"nothing found after {self._elapsed:.0f} s. Log:\n{service.log_tail()}") from None
+            if not once:
+                self._console.print(f"Look around at {service.address}; Ctrl-C ends everything.\n")
+                with progress(self._console) as show:
+                    await self._watch(service, show, lambda target: False)
+            return 0 if within else 1
+
+    async def _watch(self, service: Service, show: Show, done: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Show how the measurement stands until it is done."""
+        while True:
+            if service.exit_status is not None:
+                raise _Failure(f"the service ended with status {service.exit_status}. Its log:\n{service.log_tail()}")
+            answer = await service.ask("/targets")
+            if answer is not None:
+                target = answer["targets"][0]
+                show(self._elapsed, target)
+                if done(target):
+                    return
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _is_told(self, target: Mapping[str, Any]) -> bool:
+        """Whether the result stands: verified, or as good as it has got after a while."""
+        found = target["idle_limit"] is not None and target["idle_limit"]["estimate_seconds"] is not None
+        return found and (target["status"] == "verified" or self._elapsed > _VERIFIED_WITHIN * self._limit_seconds)
+
+    async def _conclude(self, service: Service, application: str) -> bool:
+        """Print what was found and what to do about it; whether it is within the tolerance of the truth."""
+        advice = await service.ask("/recommendation")
+        arguments = await service.ask("/recommendation?format=sqlalchemy")
+        if advice is None or arguments is None:
+            raise _Failure(f"the service no longer answers. Its log:\n{service.log_tail()}")
+        keywords = (f"{name}={value!r}" for name, value in arguments.items())
+        limit = advice["idle_limit"]
+        error: float = limit["estimate_seconds"] / self._limit_seconds - 1
+        sqlstate = f" (SQLSTATE {limit['sqlstate']})" if limit["sqlstate"] else ""
+        lines = {
+            "Limit found": f"{seconds(limit['estimate_seconds'])}: proven to live {seconds(limit['proven_seconds'])}, "
+            f"dead by {seconds(limit['dead_by_seconds'])}; {advice['status']} after {self._elapsed:.0f} s",
+            "True limit": f"{seconds(self._limit_seconds)}, so the error is {error:+.1%}",
+            "How they die": f"{_DEATHS[limit['death']]}{sqlstate}",
+            "An application": f"with SQLAlchemy's defaults, on this path all the while: its query after "
+            f"{seconds(_application_rest(self._limit_seconds))} of rest {application}",
+            "Advice": f"create_async_engine({', '.join(['url', *keywords])})",
+            **_socket_options(advice["socket"]),
+        }
+        self._console.print()
+        for heading, text in lines.items():
+            self._console.print(f"{heading + ':':<15} {text}")
+        for remark in advice["reasons"] + advice["warnings"]:
+            self._console.print(f"  - {remark['text']}")
+        self._console.print()
+        return abs(error) <= _TOLERANCE
+
+
+def _application_rest(limit_seconds: float) -> float:
+    return limit_seconds + max(1.0, limit_seconds / 4)
+
+
+def _socket_options(socket: Mapping[str, Any]) -> dict[str, str]:
+    options = []
+    if keepalive := socket["keepalive"]:
+        options.append(
+            f"TCP_KEEPIDLE={keepalive['idle']} TCP_KEEPINTVL={keepalive['interval']} TCP_KEEPCNT={keepalive['count']}"
+        )
+    if socket["user_timeout_ms"] is not None:
+        options.append(f"TCP_USER_TIMEOUT={socket['user_timeout_ms']}")
+    return {"On each socket": " ".join(options)} if options else {}

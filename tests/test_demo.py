@@ -1,0 +1,144 @@
+"""`sidecar demo` as its user sees it: a command that finds what it does not know, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+import pytest
+from rich.console import Console
+
+from sidecar.demo.display import progress
+
+DEMO = (sys.executable, "-m", "sidecar", "demo")
+
+
+async def tell_once(path: str) -> tuple[int, str]:
+    demo = await asyncio.create_subprocess_exec(
+        *DEMO, "--once", "--path", path, "--limit", "8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output, _ = await demo.communicate()
+    return demo.returncode, output.decode()
+
+
+@pytest.mark.timeout(180)
+async def test_it_finds_the_limit_and_the_kind_of_death_on_every_path():
+    death = {"silent": "silently", "reset": "by reset on use", "close": "closed at the limit", "server": "57P05"}
+    application = {"silent": "hung", "reset": "failed", "close": "failed", "server": "failed"}
+    told = dict(zip(death, await asyncio.gather(*map(tell_once, death)), strict=True))
+    for path, (status, output) in told.items():
+        assert status == 0, output
+        assert death[path] in line(output, "How they die"), output
+        assert re.search(rf"of rest {application[path]}\b", line(output, "An application")), output
+        recycle = int(re.search(r"pool_recycle=(\d+)", line(output, "Advice"))[1])
+        assert 1 <= recycle < 8, output
+
+
+def line(output: str, heading: str) -> str:
+    return next(line for line in output.splitlines() if line.startswith(f"{heading}:"))
+
+
+class Demo:
+    """A demo that has got as far as asking its service."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.output = ""
+        while "proven" not in self.output:
+            new = process.stdout.readline()
+            assert new, self.output
+            self.output += new
+        self.address = re.search(r"http://\S+", self.output)[0]
+        self.family = psutil.Process(process.pid).children(recursive=True)
+        arguments = {argument for member in self.family for argument in member.cmdline()}
+        beginning = str(Path(tempfile.gettempdir(), "sidecar-"))
+        self.directories = [Path(argument) for argument in arguments if argument.startswith(beginning)]
+
+    def assert_gone(self) -> None:
+        assert len(self.family) > 4  # a server with its workers, a service, two guardians
+        assert len(self.directories) > 1
+        deadline = time.monotonic() + 20
+        while any(map(is_alive, self.family)) or any(map(Path.exists, self.directories)):
+            assert time.monotonic() < deadline, (self.family, self.directories)
+            time.sleep(0.05)
+        with pytest.raises(OSError, match="refused"):
+            urlopen(self.address)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE  # of an orphan, where nobody reaps
+    return False
+
+
+@pytest.fixture
+def demo() -> Iterator[Demo]:
+    with subprocess.Popen(
+        [*DEMO, "--limit", "60"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield Demo(process)
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_ends_everything(demo):
+    demo.process.send_signal(signal.SIGINT)
+    output = demo.process.communicate(timeout=30)[0]
+    assert demo.process.returncode == 130
+    assert "Interrupted" in output
+    assert "Traceback" not in output
+    demo.assert_gone()
+
+
+def test_nothing_outlives_a_demo_that_was_killed(demo):
+    demo.process.kill()
+    demo.assert_gone()
+
+
+def test_a_service_that_dies_is_told_with_its_log(demo):
+    service = next(member for member in demo.family if member.cmdline()[-2:] == ["sidecar", "run"])
+    service.kill()
+    output = demo.process.communicate(timeout=30)[0]
+    assert demo.process.returncode == 1
+    assert "The demo failed: the service ended with status -9" in output
+    demo.assert_gone()
+
+
+def test_a_limit_too_short_to_measure_is_refused():
+    done = subprocess.run([*DEMO, "--limit", "0.1"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--limit" in done.stderr
+
+
+def test_without_a_terminal_a_line_tells_of_every_change():
+    target = {
+        "reachable": True,
+        "stage": "ladder",
+        "status": "measuring",
+        "idle_limit": None,
+        "probes": [{"arm": "search", "state": "resting", "idle_seconds": 3.0, "until_seconds": 7.5}],
+    }
+    found = {"proven_seconds": 7.5, "dead_by_seconds": None}
+    console = Console(file=io.StringIO(), width=200)
+    with progress(console) as show:
+        show(1.0, target)
+        show(2.0, target)
+        show(3.0, target | {"idle_limit": found})
+        show(4.0, target | {"idle_limit": found})
+        show(8.5, target | {"idle_limit": found})
+    shown = console.file.getvalue().splitlines()
+    assert [line.split()[0] for line in shown] == ["1.0", "3.0", "8.5"]
+    assert "proven    7.5 s" in shown[-1]
+    assert "\x1b" not in console.file.getvalue()
