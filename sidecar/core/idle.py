@@ -239,8 +239,7 @@ class IdleMachine:
             case Disturbed():
                 commands = self._disturbed(fact, now)
             case Budget():
-                self._budget = min(fact.connections, self._wanted)
-                commands = []
+                commands = self._budgeted(min(fact.connections, self._wanted))
         return commands + self._plan(now)
 
     def measure_afresh(self, now: float) -> list[Command]:
@@ -369,6 +368,13 @@ class IdleMachine:
         return Stage.REFINE if self._known.high < inf else Stage.LADDER
 
     # -- facts ----------------------------------------------------------------------------------------------------
+
+    def _budgeted(self, connections: int) -> list[Command]:
+        if connections != self._budget:
+            self._budget = connections
+            self._ladder = rungs(self._floor, self._cap, max(2, connections), self._defaults)
+            self._abandon_volley()
+        return []
 
     def _opened(self, fact: Opened, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)
@@ -556,10 +562,13 @@ class IdleMachine:
 
     def _goals_on_the_ladder(self) -> None:
         low = self._known.low
-        if has_sentinel(self._budget) and not any(probe.arm is Arm.SENTINEL for probe in self._probes.values()):
-            # The last one was asked. The connection with the least rest behind it takes its place.
-            max(self._probes.values(), key=lambda probe: (probe.goal is None, probe.since)).arm = Arm.SENTINEL
-        seekers = [probe for probe in self._probes.values() if probe.arm is not Arm.SENTINEL]
+        seekers = list(self._probes.values())
+        if has_sentinel(self._budget):
+            # When the last sentinel was asked, the connection with the least rest behind it takes its place.
+            sentinel = next((probe for probe in seekers if probe.arm is Arm.SENTINEL), None)
+            sentinel = sentinel or max(seekers, key=lambda probe: (probe.goal is None, probe.since))
+            sentinel.arm = Arm.SENTINEL
+            seekers.remove(sentinel)
         taken = {probe.goal for probe in seekers if probe.goal is not None}
         for probe in seekers:
             probe.arm = Arm.SEARCH

@@ -36,8 +36,8 @@ SELECT current_setting('server_version'),
 """
 
 
-async def observe(endpoint: Endpoint) -> Declared | None:
-    """Ask once. None when the server answered but would not tell; raises CannotConnect or ConnectionEnded."""
+async def observe(endpoint: Endpoint) -> Declared:
+    """Ask once. A server that would not tell declares nothing; raises CannotConnect or ConnectionEnded."""
     connection = await endpoint.open("observer", deadline_seconds=DEADLINE_SECONDS)
     try:
         row = await connection.query(_QUERY, DEADLINE_SECONDS)
@@ -45,7 +45,7 @@ async def observe(endpoint: Endpoint) -> Declared | None:
         connection.terminate()
     if row is None:
         log.info("server declares nothing", extra={"refusal": connection.refusal})
-        return None
+        return Declared()
     version, idle, idle_in_transaction, keepalive, most, reserved, used, in_recovery = row
     return Declared(
         server_version=version,
@@ -68,8 +68,7 @@ async def keep_observing(endpoint: Endpoint, tell: Callable[[Declared], None]) -
         except (CannotConnect, ConnectionEnded):
             pause = RETRY_SECONDS
         else:
-            if declared is not None:
-                tell(declared)
+            tell(declared)
         await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
 
 

@@ -1,0 +1,249 @@
+"""One target: its parts wired together, and its state as others may see it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sidecar.catalogue import known_limits
+from sidecar.core.advice import Policy, advise
+from sidecar.core.attribution import defaults
+from sidecar.core.budget import Declared, connections_to_spare
+from sidecar.core.evidence import Observation, Outage
+from sidecar.core.facts import Cause, Disturbed
+from sidecar.core.idle import Budget, IdleMachine, IdleStatus, Stage
+from sidecar.core.latency import PingCost, PingLedger
+from sidecar.core.outages import over
+from sidecar.core.readiness import readiness
+from sidecar.core.recommendation import Recommendation
+from sidecar.core.views import Readiness, TargetView
+from sidecar.metrics import Metrics
+from sidecar.probes.endpoint import Endpoint
+from sidecar.probes.heartbeat import Watch
+from sidecar.probes.observer import keep_observing
+from sidecar.probes.pool import CheckedOut, Closed, HeldPool, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.surveyor import Surveyor
+from sidecar.settings import Settings
+
+log = logging.getLogger("sidecar.target")
+
+VIEW_SECONDS = 0.2  # a view may be this old: probes and dashboards ask more often than anything changes
+PING_COST_SECONDS = 60.0  # between two looks at what a ping costs: its last digit is no news
+REMEMBERED = 10_000  # observations and outages kept in memory, each
+
+_T = TypeVar("_T", Observation, Outage)
+
+
+class Target:
+    """Measures one database over one path. Everything happens inside the event loop of `run`'s caller."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        *,
+        metrics: Metrics,
+        keep: Callable[[Observation | Outage], None],
+        observations: Sequence[Observation] = (),
+        outages: Sequence[Outage] = (),
+    ) -> None:
+        self.name = name
+        self._settings, self._target = settings, settings.targets[name]
+        self._metrics, self._keep = metrics, keep
+        self._loop = asyncio.get_running_loop()
+        self._epoch = time.time() - self._loop.time()
+        self.observations = {observation.id: observation for observation in observations}
+        self.outages = {outage.id: outage for outage in outages}
+        self._policy = Policy(
+            safety=settings.policy.safety,
+            max_pool_recycle=settings.policy.max_pool_recycle,
+            ping_overhead=settings.policy.ping_overhead,
+        )
+        self._declared: Declared | None = None
+        self._ledger = PingLedger()
+        self._ping: PingCost | None = None
+        self._ping_looked_at = 0.0
+        self._measuring_since: float | None = None
+        endpoint = Endpoint(self._target)
+        idle = self._target.idle
+        self._machine = IdleMachine(
+            target=name,
+            run=f"{time.time_ns():x}",
+            epoch=self._epoch,
+            connections=idle.connections,
+            floor=idle.floor,
+            cap=idle.cap,
+            defaults=defaults(known_limits()),
+            history=observations,
+        )
+        self._surveyor = Surveyor(self._machine, endpoint, deadline_seconds=idle.deadline, record=self._observed)
+        self._pool = HeldPool(self._target, endpoint, self._pool_observed)
+        self._watch = Watch(name, self._target, endpoint, on_outage=self._outage, on_disturbed=self._disturbed)
+        self._endpoint = endpoint
+        self._recommendation, self._recommended_at = self._advise(), time.time()
+        self._view, self._viewed_at = self._look(), self._loop.time()
+
+    def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
+        """What is to be supervised, each with a name."""
+        yield f"{self.name}/watch", self._watch.run()
+        yield f"{self.name}/observer", keep_observing(self._endpoint, self._declares)
+        yield f"{self.name}/pool", self._pool.run()
+        if self._target.idle.enabled:
+            # Nothing is opened before the server has said how much it can spare.
+            yield f"{self.name}/idle", self._surveyor.run(Budget(connections=0))
+
+    async def close(self) -> None:
+        """Drop what the tasks leave open when they are cancelled."""
+        await self._pool.close()
+
+    def measure_afresh(self) -> None:
+        """Open a new regime."""
+        log.info("measuring afresh", extra={"target": self.name})
+        self._measuring_since = None
+        self._surveyor.measure_afresh()
+
+    @property
+    def view(self) -> TargetView:
+        """The present state, at most a moment old."""
+        now = self._loop.time()
+        if now - self._viewed_at >= VIEW_SECONDS:
+            self.refresh()
+        return self._view
+
+    def refresh(self) -> None:
+        """Bring the advice and the view up to date, and let the pool follow the advice."""
+        advice = self._advise()
+        if advice != self._recommendation:
+            if advice.status != self._recommendation.status:
+                log.info(
+                    "advice changed",
+                    extra={
+                        "target": self.name,
+                        "status": str(advice.status),
+                        "pool_recycle": advice.settings.pool_recycle,
+                        "pool_pre_ping": advice.settings.pool_pre_ping,
+                    },
+                )
+            self._recommendation, self._recommended_at = advice, time.time()
+            self._pool.follow(advice.settings.pool_recycle)
+        self._view, self._viewed_at = self._look(), self._loop.time()
+
+    # -- what the parts tell --------------------------------------------------------------------------------------
+
+    def _observed(self, observation: Observation) -> None:
+        known = observation.id in self.observations
+        _remember(self.observations, observation.id, observation)
+        self._keep(observation)
+        if known:
+            return  # judged anew, and counted before
+        self._metrics.experiment_ended(self.name, observation.outcome)
+        if observation.death is not None:
+            self._metrics.connection_died(self.name, observation.death, observation.cause or Cause.UNKNOWN)
+        log.debug(
+            "rest ended",
+            extra={
+                "target": self.name,
+                "arm": observation.arm,
+                "outcome": observation.outcome,
+                "idle_seconds": round(observation.idle_seconds, 3),
+                "death": observation.death,
+                "cause": observation.cause,
+                "sqlstate": observation.sqlstate,
+            },
+        )
+
+    def _declares(self, declared: Declared) -> None:
+        self._declared = declared
+        own = sum(self._connections().values())
+        spare = connections_to_spare(declared, self._target.idle.connections, own)
+        if spare and self._measuring_since is None:
+            self._measuring_since = self._loop.time()
+        self._surveyor.tell(Budget(connections=spare))
+
+    def _pool_observed(self, fact: PoolFact) -> None:
+        match fact:
+            case CheckedOut():
+                self._metrics.checkout(self.name, fact.seconds, pre_ping=fact.pre_ping)
+                if not fact.connected:
+                    self._ledger.add_turn(fact.seconds + fact.use_seconds, pre_ping=fact.pre_ping)
+            case PrePinged(ok=True):
+                self._metrics.pre_ping(self.name, fact.seconds)
+                self._ledger.add_ping(fact.seconds)
+            case PrePinged():
+                self._metrics.pre_ping_failed(self.name)
+            case TurnFailed():
+                log.debug("checkout failed", extra={"target": self.name, "stage": fact.stage, "error": fact.error})
+                self._watch.suspect()
+            case Closed():
+                log.debug("pooled connection closed", extra={"target": self.name, "reason": fact.reason})
+
+    def _outage(self, outage: Outage) -> None:
+        before = self.outages.get(outage.id)
+        _remember(self.outages, outage.id, outage)
+        self._keep(outage)
+        if before is None:
+            log.warning("outage began", extra={"target": self.name, "outage": outage.id})
+        if over(outage) and (before is None or not over(before)):
+            spell = outage.connect or outage.read or outage.write
+            seconds = spell.longest_seconds if spell is not None else None
+            self._metrics.outage_ended(self.name, outage.kind, seconds)
+            log.warning("outage ended", extra={"target": self.name, "kind": outage.kind, "at_most_seconds": seconds})
+
+    def _disturbed(self, cause: Cause) -> None:
+        self._surveyor.tell(Disturbed(cause=cause))
+
+    # -- what others see ------------------------------------------------------------------------------------------
+
+    def _advise(self) -> Recommendation:
+        now = self._loop.time()
+        if self._ping is None or now - self._ping_looked_at >= PING_COST_SECONDS:
+            self._ping, self._ping_looked_at = self._ledger.cost(), now
+        return advise(
+            target=self.name,
+            policy=self._policy,
+            shortest_rest=self._target.idle.floor,
+            idle=self._idle(),
+            declared=self._declared,
+            ping=self._ping,
+            outages=tuple(self.outages.values()),
+            catalogue=known_limits(),
+        )
+
+    def _idle(self) -> IdleStatus:
+        return self._machine.status(self._loop.time())
+
+    def _look(self) -> TargetView:
+        idle, status = self._idle(), self._watch.status
+        return TargetView(
+            name=self.name,
+            database=self._target.display,
+            recommendation=self._recommendation,
+            generated_at=self._recommended_at,
+            readiness=self._readiness(),
+            reachable=status.reachable,
+            stage=idle.stage if self._target.idle.enabled else Stage.PAUSED,
+            suspect=idle.suspect,
+            regime=idle.regime,
+            elapsed_seconds=0.0 if self._measuring_since is None else self._loop.time() - self._measuring_since,
+            probes=idle.probes,
+            connections=self._connections(),
+        )
+
+    def _readiness(self) -> Readiness:
+        wanted = self._settings.readiness
+        return readiness(self._watch.status, depends_on=wanted.depends_on, grace_seconds=wanted.grace)
+
+    def _connections(self) -> Mapping[tuple[str, str], int]:
+        counts = {("pool", state): count for state, count in self._pool.connections.items()}
+        counts |= {("probe", state): count for state, count in self._surveyor.connections.items()}
+        counts["heartbeat", "open"] = self._watch.connections
+        return counts
+
+
+def _remember(records: dict[str, _T], key: str, record: _T) -> None:
+    records[key] = record
+    if len(records) > REMEMBERED:
+        del records[next(iter(records))]
