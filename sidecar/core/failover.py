@@ -19,8 +19,8 @@ both. Hence the states:
 The session tells of its end at once if the server or a middlebox ends it, else by a deadline. On its loss fresh
 connections are tried every `reconnect_every`, at most `IN_FLIGHT` unanswered at a time. The first that is answered
 becomes the session, and must prove that it can write. While writing stays out, fresh connections continue to be tried,
-because a session may sit on a server that the name no longer leads to. While all is well the door is tried once in
-`knock_every`, and at once when others report trouble.
+because a session may sit on a server that the name no longer leads to. While all is well the door is tried every
+`every` + `deadline`, which is how long a session's silence can go unnoticed, and at once when others report trouble.
 
 Everything between the first bad sign and the last spell's end is one outage with one record.
 
@@ -293,7 +293,7 @@ class Status:
 class FailoverMachine:
     """The watch over one target (see the module).
 
-    `every`, `deadline`, `reconnect_every` and `knock_every` are seconds. `run` makes the ids of records unique over
+    `every`, `deadline` and `reconnect_every` are seconds. `run` makes the ids of records unique over
     restarts of the process. `jitter` gives numbers from [0, 1) that spread attempts in time. `now` is monotonic, `at`
     the wall clock, both of this moment.
     """
@@ -305,15 +305,13 @@ class FailoverMachine:
         every: float,
         deadline: float,
         reconnect_every: float,
-        knock_every: float,
         run: str,
         jitter: Callable[[], float],
         now: float,
         at: float,
     ) -> None:
         self._target, self._run, self._jitter = target, run, jitter
-        self._every, self._deadline = every, deadline
-        self._reconnect_every, self._knock_every = reconnect_every, knock_every
+        self._every, self._deadline, self._reconnect_every = every, deadline, reconnect_every
         self._state = State.UNKNOWN
         self._started = self._since = now
         self._offset = at - now
@@ -517,7 +515,7 @@ class FailoverMachine:
 
     def _pause(self, now: float) -> None:
         """The next attempt comes in its time."""
-        spacing = self._knock_every
+        spacing = self._every + self._deadline
         if self._hunting:
             began = self._started if self._trouble is None else self._trouble.began
             spacing = max(self._reconnect_every, min(self._every, (now - began) * _RULER))

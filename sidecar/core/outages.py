@@ -11,8 +11,9 @@ What the last words of a session and the failed attempts tell is circumstantial;
   an immediate one, WARNING 57P02 the crash of another backend, after which the postmaster lives on but takes all
   sessions down; no words at all are a crash too;
 - the same life of the same server → it was never gone. If fresh connections were refused by the server itself, the
-  kind is authentication (class 28) or refusal (too many connections, mostly). If they did not get there, it is a
-  partition. If they worked at once, a session that was ended is a cull, one that fell silent a partition of its own.
+  kind is authentication (class 28) or refusal (too many connections, mostly). If it was we who had no password to show,
+  or did not trust the server's certificate, it is authentication too. If they did not get there, it is a partition. If
+  they worked at once, a session that was ended is a cull, one that fell silent a partition of its own.
 
 A session that lives and can no longer write is a role flip, whatever becomes of it later: pre-ping cannot see those.
 While nobody has answered yet, the kind is a guess, and `unknown` where there is nothing to guess from.
@@ -27,12 +28,19 @@ from sidecar.core.evidence import Interval, Outage, Spell
 from sidecar.core.facts import Death, Ending, Identity
 
 ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = "57P01", "57P02", "57P03"
+_NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})  # errors of our own making
 _POSTMASTER_DIED = "postmaster exit"  # FATAL 57P01 as well: backends that find their postmaster killed
+
+
+def spells(outage: Outage) -> dict[str, Spell]:
+    """What was out: any of connect, read and write."""
+    named = {"connect": outage.connect, "read": outage.read, "write": outage.write}
+    return {name: spell for name, spell in named.items() if spell is not None}
 
 
 def over(outage: Outage) -> bool:
     """Whether the record is that of an outage that has ended."""
-    return all(spell is None or spell.ended is not None for spell in (outage.connect, outage.read, outage.write))
+    return all(spell.ended is not None for spell in spells(outage).values())
 
 
 @dataclass(slots=True)
@@ -157,10 +165,13 @@ def classify(trouble: Trouble) -> tuple[str, str | None]:
     if trouble.refusals and trouble.refusals.total() >= trouble.failures.total():
         sqlstate = trouble.refusals.most_common(1)[0][0]
         return ("authentication" if sqlstate.startswith("28") else "refusal"), sqlstate
+    failure = next((name for name, _ in trouble.failures.most_common(1)), None)
+    if failure in _NO_TRUST:
+        return "authentication", failure
     if ending is not None and ending.death is Death.SILENT:
         return "partition", "silent" if trouble.failures else "this connection only"
-    if after is not None and trouble.failures:
-        return "partition", trouble.failures.most_common(1)[0][0]
+    if after is not None and failure is not None:
+        return "partition", failure
     if after is not None and ending is not None:
         return "cull", ending.sqlstate or ending.signal
     return "unknown", None
