@@ -567,7 +567,7 @@ class IdleMachine:
             # When the last sentinel was asked, the connection with the least rest behind it takes its place.
             sentinel = next((probe for probe in seekers if probe.arm is Arm.SENTINEL), None)
             sentinel = sentinel or max(seekers, key=lambda probe: (probe.goal is None, probe.since))
-            sentinel.arm = Arm.SENTINEL
+            sentinel.arm, sentinel.goal = Arm.SENTINEL, None
             seekers.remove(sentinel)
         taken = {probe.goal for probe in seekers if probe.goal is not None}
         for probe in seekers:
