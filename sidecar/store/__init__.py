@@ -1,0 +1,5 @@
+"""Evidence that outlives the process: tables, migrations, and the writer that degrades to memory and heals."""
+
+from sidecar.store.evidence_store import EvidenceStore, History
+
+__all__ = ["EvidenceStore", "History"]
