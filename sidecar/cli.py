@@ -37,8 +37,8 @@ class Failure(Exception):  # noqa: N818 - carries an exit status, not a defect
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    arguments = _parser().parse_args(argv)
     try:
+        arguments = _parser().parse_args(argv)
         status: int = arguments.command(arguments)
         sys.stdout.flush()
     except Failure as failure:
@@ -221,13 +221,16 @@ class _Parser(argparse.ArgumentParser):
         super().error(re.sub(r"[\w+]+://.*", "<URL>", message, flags=re.DOTALL))
 
 
-def _duration(text: str) -> float:
-    from sidecar.settings import parse_duration
+def _duration(least: str, most: str) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        from sidecar.settings import Duration
 
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        try:
+            return Duration(least, most).read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _http_url(text: str) -> str:
@@ -268,7 +271,11 @@ def _parser() -> argparse.ArgumentParser:
     added = add("demo", demo)
     added.add_argument("--path", choices=DEMO_PATHS, default="silent", help="how connections die (default: silent)")
     added.add_argument(
-        "--limit", type=_duration, default=20.0, metavar="SECONDS", help="after so long a rest (default: 20)"
+        "--limit",
+        type=_duration("1s", "1h"),
+        default=20.0,
+        metavar="SECONDS",
+        help="after so long a rest (default: 20)",
     )
     added.add_argument("--once", action="store_true", help="exit at the end; 0 when the limit found is the true one")
 
@@ -279,7 +286,9 @@ def _parser() -> argparse.ArgumentParser:
 
     added = add("wait", wait)
     _add_from(added)
-    added.add_argument("--timeout", type=_duration, default=60.0, metavar="D", help="give up after (default: 60s)")
+    added.add_argument(
+        "--timeout", type=_duration("0s", "1d"), default=60.0, metavar="D", help="give up after (default: 60s)"
+    )
     added.add_argument(
         "--for",
         dest="goal",
@@ -290,7 +299,9 @@ def _parser() -> argparse.ArgumentParser:
 
     added = add("shutdown", shutdown)
     _add_from(added, "the admin address")
-    added.add_argument("--timeout", type=_duration, default=10.0, metavar="D", help="give up after (default: 10s)")
+    added.add_argument(
+        "--timeout", type=_duration("0s", "1d"), default=10.0, metavar="D", help="give up after (default: 10s)"
+    )
 
     added = add("check-config", check_config)
     added.add_argument(

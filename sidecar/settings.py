@@ -114,7 +114,7 @@ class Whole:
         return f"a whole number from {self.least} to {self.most}"
 
     def read(self, value: object) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", str(value), re.ASCII):
+        if not re.fullmatch(r"-?[0-9]{1,9}", str(value), re.ASCII):
             raise ValueError(f"not a whole number: takes {self.takes}")
         number = int(str(value))
         if not self.least <= number <= self.most:
@@ -362,7 +362,7 @@ class IdleSettings(Section):
     @classmethod
     def _cap_above_floor(cls, value: float, info: ValidationInfo) -> float:
         if value <= info.data.get("floor", 0):
-            raise ValueError("too short: takes more than floor")
+            raise ValueError(f"too short: takes more than floor, {format_duration(info.data['floor'])}")
         return value
 
 
@@ -385,7 +385,7 @@ class HeartbeatSettings(Section):
     @classmethod
     def _not_slower_than_beats(cls, value: float, info: ValidationInfo) -> float:
         if value > info.data.get("every", value):
-            raise ValueError("too long: takes at most every")
+            raise ValueError(f"too long: takes at most every, {format_duration(info.data['every'])}")
         return value
 
 
@@ -711,6 +711,10 @@ def _what_is_wrong(error: ErrorDetails, path: tuple[str, ...]) -> str:
             return "not a section: takes keys of its own"
         case "literal_error":
             return f"unknown word: takes {error['ctx']['expected']}"
+        case "string_type":
+            return "not text: takes text, in quotes where YAML sees something else"
+        case "path_type":
+            return "not a path: takes the path of a file"
         case "bool_type" | "bool_parsing":
             return "neither yes nor no: takes true or false"
         case _:
@@ -772,13 +776,14 @@ def _read_yaml(file: Path) -> object:
         fault = f"cannot be read: {error.strerror}: takes the path of a YAML file"
     except yaml.MarkedYAMLError as error:
         # The text of other errors may quote the file, and a secret with it.
-        problem = error.problem if isinstance(error, _GivenTwice | yaml.scanner.ScannerError) else "not valid YAML"
+        quotable = isinstance(error, _GivenTwice | yaml.scanner.ScannerError)
+        problem = error.problem if quotable else "not valid YAML; a quote, a bracket or an indent may be missing"
         mark = error.problem_mark
         fault = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else f"{problem}"
     except (yaml.YAMLError, ValueError, RecursionError):
-        fault = "not valid YAML: takes UTF-8 text"
+        fault = "not YAML in UTF-8"
     else:
         if isinstance(tree, dict | None):
             return tree
-        fault = "not a section: takes keys of its own"
+        fault = "not a section: takes keys of its own, such as targets"
     raise ConfigurationError((f"{file}: {fault}",))
