@@ -14,7 +14,7 @@ from sidecar.demo.server import HOST, PostgresServer
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """The server of this test process, for tests that leave it running. Trusts everyone."""
-    with PostgresServer({"max_connections": 100}) as server:
+    with PostgresServer() as server:
         yield server
 
 

@@ -55,7 +55,7 @@ _SIGNALS: Mapping[StopMode, signal.Signals] = {
 _DEFAULTS: Mapping[str, str | int] = {
     "listen_addresses": HOST,
     "unix_socket_directories": "",
-    "max_connections": 50,
+    "max_connections": 300,  # a twentieth of what is free must hold a whole measurement
     "shared_buffers": "16MB",
     "fsync": "off",
     "full_page_writes": "off",
