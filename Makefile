@@ -1,0 +1,50 @@
+# Everything installs what it needs into .venv. Set PYTHON to choose the interpreter (3.11 or later).
+PYTHON ?= $(firstword $(foreach v,python3.13 python3.12 python3.11 python3,$(shell command -v $(v) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+DEV := $(VENV)/.dev-installed
+DEMO := $(VENV)/.demo-installed
+
+.PHONY: demo test lint format bench bench-discovery help clean
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST) | column -t -s-
+
+demo: $(DEMO)  ## the whole story on this machine: no root, no Docker, no database
+	$(BIN)/sidecar demo $(ARGS)
+
+test: $(DEV)  ## all tests; those that need root or a missing program skip and say so
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: $(DEV)  ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV)  ## bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV)  ## start-up, memory, CPU and request rate of the running service
+	$(BIN)/python -m bench.service $(ARGS)
+
+bench-discovery: $(DEV)  ## time to the idle limit, simulated, beside the prior art
+	$(BIN)/python -m bench.discovery $(ARGS)
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) dist build
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python found: install 3.11 or later, or set PYTHON" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11: set PYTHON to a later one" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	@touch $@
+
+$(DEV): pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(DEMO)
