@@ -3,8 +3,8 @@
 A fault is one line: the key, where it was set unless in the file, what is wrong, and what the key takes. All faults
 are told at once. No fault repeats a value, since a secret may stand in the wrong place.
 
-The environment is read here rather than by pydantic-settings: an unknown variable must be a fault, a single key of one
-target must be able to override the file's, and every complaint must name the variable it is about.
+The layers are merged here and handed to pydantic-settings as one: of its stock sources none treats an unknown variable
+as a fault, or remembers which variable a complaint is about.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 
 class ConfigurationError(Exception):
@@ -575,7 +576,7 @@ class LogSettings(Section):
     """`json`: one object a line, for collectors. `console`: for people."""
 
 
-class Settings(Section):
+class Settings(Section, BaseSettings):
     """All of it. Built by `load_settings`, or directly from a mapping by `Settings.model_validate`."""
 
     targets: dict[TargetName, TargetSettings]
@@ -595,6 +596,17 @@ class Settings(Section):
 
     log: LogSettings = LogSettings()
     """What is logged, and how."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # what `load_settings` has merged
 
     @field_validator("targets")
     @classmethod
