@@ -49,12 +49,12 @@ class _Lines:
 
 def _picture(elapsed: float, target: Mapping[str, Any]) -> Group:
     probes = Table.grid(padding=(0, 2))
-    for probe in target["probes"]:
+    for probe in sorted(target["probes"], key=lambda probe: (probe["arm"], probe["connection"])):
         idle, goal = probe["idle_seconds"], probe["until_seconds"]
         probes.add_row(
             probe["arm"],
             ProgressBar(total=goal or max(idle, 1e-9), completed=idle, width=40),
-            f"{seconds(idle)} of {seconds(goal)}" if goal else f"{seconds(idle)}, until it dies",
+            f"{seconds(idle)} of {seconds(goal)}" if goal else seconds(idle),
             probe["state"],
         )
     return Group(Text(_headline(elapsed, target), style="bold"), probes)

@@ -40,6 +40,8 @@ _DEATHS = {
 }
 """By `idle_limit.death`."""
 
+_KEEPALIVE = {"IDLE": "idle", "INTVL": "interval", "CNT": "count"}
+
 
 class _Failure(Exception):  # noqa: N818 - of the demo, not of the program
     """The story ends here, for this reason."""
@@ -104,9 +106,10 @@ class _Story:
                     }
                 )
             )
+            told = "is not told" if fault else "can read it from the server, but goes by what it measures"
             self._console.print(
-                f"Path {self._path!r}: idle limit {limit:g} s. The service is not told; it looks for one between "
-                f"{floor:g} s and {cap:g} s and takes no answer within 2 s for death.\n"
+                f"Path {self._path!r}: idle limit {limit:g} s. The service {told}; it looks for a limit between "
+                f"{floor:g} s and {cap:g} s, and a connection that answers nothing for 2 s is dead to it.\n"
                 f"It answers at {service.address}\n"
             )
             application = asyncio.create_task(query_after_rest(url, _application_rest(limit)))
@@ -161,8 +164,12 @@ class _Story:
             "An application": f"with SQLAlchemy's defaults, on this path all the while: its query after "
             f"{seconds(_application_rest(self._limit_seconds))} of rest {application}",
             "Advice": f"create_async_engine({', '.join(['url', *keywords])})",
-            **_socket_options(advice["socket"]),
         }
+        if advice["application"] is not None:
+            lines["Verdict on it"] = f"{advice['application']['verdict']}: {advice['application']['because']}"
+        if options := _socket_options(advice["socket"]):
+            of_no_use_here = " (for real paths: the relay of this demo takes no notice)" if _FAULTS[self._path] else ""
+            lines["On each socket"] = options + of_no_use_here
         self._console.print()
         for heading, text in lines.items():
             self._console.print(f"{heading + ':':<15} {text}")
@@ -176,12 +183,8 @@ def _application_rest(limit_seconds: float) -> float:
     return limit_seconds + max(1.0, limit_seconds / 4)
 
 
-def _socket_options(socket: Mapping[str, Any]) -> dict[str, str]:
-    options = []
-    if keepalive := socket["keepalive"]:
-        options.append(
-            f"TCP_KEEPIDLE={keepalive['idle']} TCP_KEEPINTVL={keepalive['interval']} TCP_KEEPCNT={keepalive['count']}"
-        )
-    if socket["user_timeout_ms"] is not None:
-        options.append(f"TCP_USER_TIMEOUT={socket['user_timeout_ms']}")
-    return {"On each socket": " ".join(options)} if options else {}
+def _socket_options(socket: Mapping[str, Any]) -> str:
+    values = {"TCP_USER_TIMEOUT": socket["user_timeout_ms"]}
+    if socket["keepalive"] is not None:
+        values |= {f"TCP_KEEP{name}": socket["keepalive"][key] for name, key in _KEEPALIVE.items()}
+    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
