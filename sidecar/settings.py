@@ -576,7 +576,7 @@ class LogSettings(Section):
     """`json`: one object a line, for collectors. `console`: for people."""
 
 
-class Settings(Section, BaseSettings):
+class Settings(Section, BaseSettings):  # type: ignore[misc]  # their configurations merge: one extends the other
     """All of it. Built by `load_settings`, or directly from a mapping by `Settings.model_validate`."""
 
     targets: dict[TargetName, TargetSettings]
