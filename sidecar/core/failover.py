@@ -27,11 +27,13 @@ Everything between the first bad sign and the last spell's end is one outage wit
 What an interval means
 ======================
 
-An answer proves that all was well when the question was *asked*; a failed attempt proves that it was not when it was
-*begun*. So an outage began after the last answered question was asked, and ended after the last failed attempt was
-begun. Its beginning is known better when the session tells of its end by itself: nothing was unanswered, so the end is
-no older than what it takes to be told, for which `reconnect_every` + `NOTICE_SECONDS` is allowed. A server in trouble
-may need that long to end its sessions. If the session is lost and the door then is found silent, both went together.
+An answer proves that all was well when the question was *asked*; an attempt that failed, or was outpaced by a later
+one, proves that it was not when it was *begun*. So an outage began after the last answered question was asked, and
+ended after the last vain attempt was begun. Its beginning is known better when the session tells of its end by itself:
+nothing was unanswered, so the end is no older than what it takes to be told, for which `reconnect_every` is allowed; a
+server in trouble may need a while to end its sessions. If session and door are found gone in the same moment, they went
+together. By the time the loss of a session is noticed a fresh connection may work again: only vain attempts prove that
+the outage goes on.
 
 Times
 =====
@@ -53,17 +55,15 @@ from typing import Literal
 
 from sidecar.core.evidence import Outage
 from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
-from sidecar.core.outages import ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, CRASH_SHUTDOWN, Trouble, classify, spoil
+from sidecar.core.outages import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, Trouble, classify, spoil
 
-IN_FLIGHT = 4
-"""Unanswered attempts at a time. Enough that a silent outage's end is timed to a fraction of the deadline; few enough
-that a server which accepts and then hangs loses only a handful of its slots to us."""
-
-NOTICE_SECONDS = 0.05
-"""Allowed, beyond `reconnect_every`, between the beginning of an outage and the end of a session that tells of it."""
+IN_FLIGHT = 8
+"""Unanswered attempts at a time: half of them at the ordinary pace, for a path that is only slow, the others spread
+over the deadline. A server that accepts and then hangs loses no more than so many of its slots to us."""
 
 _JITTER = 0.2  # attempts come up to this share of their spacing early, so that many sidecars do not call in step
 _RULER = 0.001  # the end of an outage need not be timed finer than this share of its length: attempts slow down
+_OUTPACED = 4  # an attempt that was answered so many times faster than another still waits proves that one lost
 _SLEPT = 0.25  # a timer later than this share of the deadline says that we slept
 
 
@@ -325,7 +325,7 @@ class FailoverMachine:
         # The door: attempts under way with their beginning, and when the next may begin.
         self._attempts: dict[int, float] = {}
         self._attempted = 0
-        self._attempted_at = -inf
+        self._attempted_at = self._hurried_at = -inf
         self._attempt_after = now
         self._addresses: tuple[str, ...] = ()
         # When each was last known to be well.
@@ -453,7 +453,7 @@ class FailoverMachine:
         if fact.read_only:
             self._move(Event.NOT_WRITABLE, now)
             self._read_only = True
-            return self._unwritable(now, now)
+            return self._unwritable(self._write_good if self._question is None else self._asked, now)
         self._read_only = False
         if self._writable():
             return []
@@ -467,16 +467,21 @@ class FailoverMachine:
         trouble = self._trouble or self._open(now, flipped=True)
         news = trouble.write is None
         trouble.write = spoil(trouble.write, (self._write_good, now), bad_at)
-        return [Record(trouble.outage())] if news else []
+        if not news:
+            return []
+        self._hurry(now)
+        return [Record(trouble.outage())]
 
     def _lost(self, ending: Ending, now: float) -> list[Command]:
         after, until = self._session_failed(ending, now)
         self._move(Event.LOST, now)
         trouble = self._trouble or self._open(now)
-        trouble.read = spoil(trouble.read, (after, until), until)
+        if trouble.connect is not None and trouble.connect.began[1] > after and not trouble.refused:
+            trouble.connect.began = (max(after, trouble.connect.began[0]), trouble.connect.began[1])
+        trouble.read = spoil(trouble.read, (after, until), after)
         if self._writes_expected:
             write_after = after if self._tells_role else self._write_good
-            trouble.write = spoil(trouble.write, (write_after, until), until)
+            trouble.write = spoil(trouble.write, (write_after, until), write_after)
         trouble.session_lost(ending)
         self._question = None
         self._attempts.clear()  # what began before testifies to nothing
@@ -488,11 +493,10 @@ class FailoverMachine:
         if ending.death is Death.SILENT:
             return self._read_good, now if self._question is None else min(now, self._due)
         # A question already out may have been lost on the way long before this end; words of a server are fresh.
-        margin = self._reconnect_every + NOTICE_SECONDS
-        patience = 0.0 if ending.sqlstate is None else margin
+        patience = 0.0 if ending.sqlstate is None else self._reconnect_every
         if self._question is not None and now - self._asked > patience:
             return self._read_good, now
-        return max(self._read_good, now - margin), now
+        return max(self._read_good, now - self._reconnect_every), now
 
     # The door
 
@@ -519,25 +523,37 @@ class FailoverMachine:
         if self._hunting:
             began = self._started if self._trouble is None else self._trouble.began
             spacing = max(self._reconnect_every, min(self._every, (now - began) * _RULER))
+            if len(self._attempts) >= IN_FLIGHT // 2:
+                spacing = max(spacing, self._deadline / (IN_FLIGHT // 2))
         self._attempt_after = now + spacing * (1 - _JITTER * self._jitter())
 
     def _hurry(self, now: float) -> None:
-        """The next attempt comes at once, but no sooner than any may follow another."""
-        self._attempt_after = max(now, self._attempted_at + self._reconnect_every)
+        """The next attempt comes at once, unless that would make a storm of them."""
+        self._attempt_after = self._hurried_at = max(now, self._hurried_at + self._reconnect_every)
 
     def _connected(self, fact: Connected, now: float) -> list[Command]:
         self._require(fact.attempt in self._attempts, fact)
         hunting = self._hunting
         self._move(Event.CONNECTED, now)
-        self._door_good = self._attempts.pop(fact.attempt)
+        begun = self._attempts.pop(fact.attempt)
         self._offset = fact.at - now
         self._resolved(fact.addresses, now)
+        if self._trouble is not None:
+            self._outpaced(self._trouble, now - begun, now)
+        self._door_good = begun
         if hunting:
             return self._adopt(fact, now)
         # A standby behind the name that led to a writer: a pooler may have hidden the change from the session.
         self._check_wanted |= self._writes_expected and fact.identity.in_recovery is True
         check = self._check_wanted and self._question is None
         return [Discard(fact.attempt), *(self._ask("write", now) if check else [])]
+
+    def _outpaced(self, trouble: Trouble, took: float, now: float) -> None:
+        """An attempt took so long. Those that have waited for several times as long came to nothing."""
+        for begun in self._attempts.values():
+            if now - begun > _OUTPACED * took + self._reconnect_every:
+                trouble.attempt_failed(None, "Unanswered")
+                self._door_shut(trouble, begun, now)
 
     def _adopt(self, fact: Connected, now: float) -> list[Command]:
         commands: list[Command] = [Adopt(fact.attempt)]
@@ -561,27 +577,32 @@ class FailoverMachine:
         if fact.sqlstate is None and now - begun > (1 + _SLEPT) * self._deadline:
             del self._attempts[fact.attempt]  # we slept: it was never given its time
             return []
-        had_session = self._has_session
         self._move(Event.NOT_CONNECTED, now)
         del self._attempts[fact.attempt]
         self._error = (fact.error, fact.sqlstate)
         self._resolved(fact.addresses, now)
         if self._state is State.UNKNOWN:
             return []
+        first = self._trouble is None
         trouble = self._trouble or self._open(now)
         trouble.attempt_failed(fact.sqlstate, fact.name)
         news = trouble.connect is None or trouble.connect.ended is not None
+        self._door_shut(trouble, begun, now)
+        if first:
+            self._pause(now)  # the next was not meant to come so soon
+        return [Record(trouble.outage())] if news else []
+
+    def _door_shut(self, trouble: Trouble, begun: float, now: float) -> None:
+        """An attempt begun at that time came to nothing."""
         began = (self._door_good, now)
-        refused = fact.sqlstate not in (None, CANNOT_CONNECT_NOW)
-        if trouble.read is not None and not had_session and not refused and trouble.read.began[1] > self._door_good:
-            # Session and door are both gone: they went together.
-            began = (max(trouble.read.began[0], self._door_good), trouble.read.began[1])
+        lost = trouble.read if trouble.read is not None and trouble.read.ended is None else None
+        if lost is not None and lost.began[1] > self._door_good and not trouble.refused:
+            began = (max(lost.began[0], self._door_good), lost.began[1])
         trouble.connect = spoil(trouble.connect, began, begun)
-        if not had_session:
-            for span in (trouble.read, trouble.write):
+        if lost is not None:
+            for span in (lost, trouble.write):
                 if span is not None:
                     span.bad(begun)
-        return [Record(trouble.outage())] if news else []
 
     def _resolved(self, addresses: tuple[str, ...], now: float) -> None:
         if addresses and addresses != self._addresses:
@@ -605,7 +626,7 @@ class FailoverMachine:
     def _look(self, now: float) -> list[Command]:
         """Question both witnesses now rather than in their time."""
         if self._has_session and self._trouble is None:
-            self._hurry(now)
+            self._attempt_after = max(now, self._attempted_at + self._reconnect_every)
             if self._question is None:
                 self._due = now
         return []
@@ -626,7 +647,6 @@ class FailoverMachine:
         recently = now - self._every - self._deadline
         self._trouble.lost.update(death for at, death in self._losses if at > recently)
         self._losses.clear()
-        self._hurry(now)
         return self._trouble
 
     def _settle(self, now: float) -> list[Command]:

@@ -105,6 +105,11 @@ class Trouble:
             self.refusals[sqlstate] += 1
 
     @property
+    def refused(self) -> bool:
+        """Whether a server that takes connections has refused ours: its door may be shut while sessions live."""
+        return bool(self.refusals.keys() - {CANNOT_CONNECT_NOW})
+
+    @property
     def move(self) -> str | None:
         """In which respect another server answers now; None if it is the same, as far as can be told."""
         if self.before is None or self.after is None:

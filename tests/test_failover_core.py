@@ -1,0 +1,996 @@
+"""The failover machine: its table, its kinds, its clocks, and its intervals against a simulated world."""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import itertools
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sidecar.core.evidence import Outage
+from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
+from sidecar.core.failover import (
+    IN_FLIGHT,
+    TRANSITIONS,
+    Adopt,
+    Attempt,
+    Beat,
+    BeatAnswered,
+    CheckWrite,
+    Command,
+    Connected,
+    Discard,
+    Drop,
+    Event,
+    Fact,
+    FailoverMachine,
+    IllegalEvent,
+    NotConnected,
+    PooledLost,
+    Record,
+    RoleChanged,
+    SessionEnded,
+    State,
+    Suspected,
+    Tell,
+    WriteAnswered,
+    diagram,
+)
+from sidecar.core.outages import over, spells
+
+EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
+EPOCH = 1_790_000_000.0  # wall clock minus monotonic clock
+
+PRIMARY = Identity(address="10.0.0.1:5432", started_at=1.0, system_identifier="7", timeline=1, in_recovery=False)
+RESTARTED = replace(PRIMARY, started_at=2.0)
+STANDBY = replace(PRIMARY, address="10.0.0.2:5432", started_at=1.5, in_recovery=True)
+PROMOTED = replace(STANDBY, timeline=2, in_recovery=False)
+RESCHEDULED = replace(PRIMARY, address="10.0.0.3:5432", started_at=3.0)
+REBUILT = replace(PRIMARY, started_at=4.0, system_identifier="8")
+ANONYMOUS = Identity()
+
+FAST = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P01", message="… administrator command")
+IMMEDIATE = Ending(
+    noticed="reading", signal="fin", severity="WARNING", sqlstate="57P01", message="… immediate shutdown"
+)
+BACKEND_CRASH = Ending(
+    noticed="reading", signal="fin", severity="WARNING", sqlstate="57P02", message="… crash of another"
+)
+ORPHANED = replace(FAST, message="terminating connection due to unexpected postmaster exit")
+SILENT = Ending(noticed="deadline")
+RESET = Ending(noticed="reading", signal="rst")
+CLOSED = Ending(noticed="reading", signal="fin")
+IDLE_SESSION = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="… idle-session")
+
+
+def make(now: float = 100.0, at: float | None = None, jitter: Callable[[], float] = lambda: 0.0) -> FailoverMachine:
+    return FailoverMachine(
+        "db",
+        every=EVERY,
+        deadline=DEADLINE,
+        reconnect_every=RECONNECT,
+        run="run",
+        jitter=jitter,
+        now=now,
+        at=now + EPOCH if at is None else at,
+    )
+
+
+class Script:
+    """Plays facts to a machine, `step` seconds apart, and keeps what came back."""
+
+    def __init__(self, step: float = 0.01) -> None:
+        self.now, self.step, self.wall_offset = 100.0, step, EPOCH
+        self.machine = make(self.now)
+        self.commands: list[Command] = []
+        self.attempt = 0
+
+    @property
+    def state(self) -> State:
+        return self.machine.status(self.now).state
+
+    @property
+    def at(self) -> float:
+        return self.now + self.wall_offset
+
+    @property
+    def records(self) -> dict[str, Outage]:
+        return {command.outage.id: command.outage for command in self.commands if isinstance(command, Record)}
+
+    @property
+    def outage(self) -> Outage:
+        (outage,) = self.records.values()
+        return outage
+
+    @property
+    def told(self) -> list[Cause]:
+        return [command.disturbed.cause for command in self.commands if isinstance(command, Tell)]
+
+    def take(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            self.commands.append(command)
+            if isinstance(command, Attempt):
+                self.attempt = command.number
+
+    def see(self, fact: Fact, after: float | None = None) -> None:
+        self.now += self.step if after is None else after
+        self.take(self.machine.observe(fact, self.now))
+
+    def timer(self) -> None:
+        due = self.machine.next_deadline()
+        assert due is not None
+        self.now = max(self.now, due)
+        self.take(self.machine.handle_timer(self.now))
+
+    def timer_until(self, command: type[Command]) -> None:
+        """Let time pass until the machine commands this. Beats on the way are answered."""
+        for _ in range(10):
+            seen = len(self.commands)
+            self.timer()
+            if any(isinstance(new, command) for new in self.commands[seen:]):
+                return
+            if any(isinstance(new, Beat) for new in self.commands[seen:]) and command is not Drop:
+                self.see(BeatAnswered(at=self.at))
+        raise AssertionError(f"no {command.__name__} within ten timers")
+
+    def connect(self, identity: Identity = PRIMARY, **more: Any) -> None:
+        self.timer_until(Attempt)
+        self.see(Connected(attempt=self.attempt, at=self.at, identity=identity, **more))
+
+    def fail(self, sqlstate: str | None = None, name: str = "ConnectionRefusedError", **more: Any) -> None:
+        self.timer_until(Attempt)
+        self.see(NotConnected(attempt=self.attempt, error=f"no: {sqlstate}", name=name, sqlstate=sqlstate, **more))
+
+    def write(self, writable: bool = True, timeline: int | None = None) -> None:
+        self.see(WriteAnswered(at=self.at, writable=writable, timeline=timeline))
+
+    def beat(self) -> None:
+        self.timer_until(Beat)
+        self.see(BeatAnswered(at=self.at))
+
+    def healthy(self, identity: Identity = PRIMARY, **more: Any) -> Script:
+        self.connect(identity, **more)
+        self.write()
+        self.beat()
+        return self
+
+
+def in_state(state: State) -> Script:
+    script = Script()
+    match state:
+        case State.UNKNOWN:
+            return script
+        case State.HEALTHY:
+            return script.healthy()
+        case State.SUSPECT:
+            script.healthy().see(SessionEnded(ending=RESET))
+        case State.BARRED:
+            script.healthy().fail("53300")
+        case State.DOWN:
+            script.healthy().see(SessionEnded(ending=RESET))
+            script.fail()
+        case State.READ_ONLY:
+            script.connect()
+            script.write(writable=False)
+    assert script.state is state
+    return script
+
+
+# The table
+
+
+def fact_of(event: Event, script: Script) -> Fact:
+    """The fact that means this event, with the question or attempt it answers brought about where that is possible."""
+    has_session = script.state in (State.HEALTHY, State.BARRED, State.READ_ONLY)
+    match event:
+        case Event.ANSWERED:
+            if has_session:
+                script.timer_until(Beat)
+            return BeatAnswered(at=script.at)
+        case Event.LOST:
+            return SessionEnded(ending=RESET)
+        case Event.CONNECTED:
+            script.timer_until(Attempt)
+            return Connected(attempt=script.attempt, at=script.at, identity=PRIMARY)
+        case Event.NOT_CONNECTED:
+            script.timer_until(Attempt)
+            return NotConnected(attempt=script.attempt, error="no", name="ConnectionRefusedError")
+        case Event.WRITABLE:
+            if has_session:
+                script.see(RoleChanged(read_only=True))
+                script.see(RoleChanged(read_only=False))
+                if not isinstance(script.commands[-1], CheckWrite):  # a beat is out
+                    script.see(BeatAnswered(at=script.at))
+            return WriteAnswered(at=script.at, writable=True)
+        case Event.NOT_WRITABLE:
+            return RoleChanged(read_only=True)
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("event", Event)
+def test_follows_the_table_and_nothing_else(state: State, event: Event) -> None:
+    script = in_state(state)
+    fact = fact_of(event, script)
+    before = script.state  # READ_ONLY where a write had to be refused first
+    expected = TRANSITIONS[before].get(event)
+    frozen = copy.deepcopy(vars(script.machine))
+    if expected is None:
+        with pytest.raises(IllegalEvent):
+            script.see(fact)
+        assert vars(script.machine) == frozen
+    else:
+        script.see(fact)
+        assert script.state is expected
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize(
+    "fact",
+    [
+        BeatAnswered(at=0),
+        WriteAnswered(at=0, writable=True, timeline=9),
+        Connected(attempt=99, at=0, identity=ANONYMOUS),
+        NotConnected(attempt=99, error="no", name="OSError"),
+    ],
+    ids=lambda fact: type(fact).__name__,
+)
+def test_an_answer_without_a_question_is_illegal(state: State, fact: Fact) -> None:
+    script = in_state(state)
+    frozen = copy.deepcopy(vars(script.machine))
+    with pytest.raises(IllegalEvent):
+        script.see(fact)
+    assert vars(script.machine) == frozen
+
+
+def test_every_state_can_be_reached_and_left_for_good_health() -> None:
+    def reachable(start: State) -> set[State]:
+        found, edge = {start}, {start}
+        while edge:
+            edge = {to for state in edge for to in TRANSITIONS[state].values()} - found
+            found |= edge
+        return found
+
+    assert reachable(State.UNKNOWN) == set(State)
+    assert all(State.HEALTHY in reachable(state) for state in State)
+
+
+def test_the_diagram_shows_every_transition() -> None:
+    drawn = {tuple(line.split(":")[0].split(" --> ")) for line in diagram().splitlines() if " --> " in line}
+    edges = {
+        (f"    {state}", str(to)) for state, ways in TRANSITIONS.items() for to in ways.values() if to is not state
+    }
+    assert drawn - {("    [*]", "unknown")} == edges
+
+
+# The kinds
+
+
+def outage_of(
+    ending: Ending | None,
+    failures: Iterable[tuple[str | None, str]],
+    after: Identity,
+    before: Identity = PRIMARY,
+    timeline: int | None = None,
+) -> Script:
+    """One outage from beginning to end."""
+    script = Script().healthy(before)
+    if ending is SILENT:
+        script.timer_until(Beat)
+        script.timer_until(Drop)
+    elif ending is not None:
+        script.see(SessionEnded(ending=ending))
+    for sqlstate, name in failures:
+        script.fail(sqlstate, name)
+    script.connect(after)
+    script.write(timeline=timeline)
+    return script
+
+
+REFUSED = (None, "ConnectionRefusedError")
+TIMEOUT = (None, "TimeoutError")
+STOPPING = ("57P03", "")
+FULL = ("53300", "")
+WRONG_PASSWORD = ("28P01", "")
+
+KINDS = [
+    ("restart", "fast", FAST, [STOPPING, REFUSED, STOPPING], RESTARTED),
+    ("restart", "fast", FAST, [], RESTARTED),  # over before the first attempt
+    ("restart", "fast", FAST, [REFUSED, FULL, FULL, FULL], RESTARTED),  # everybody comes back at once
+    ("restart", "immediate", IMMEDIATE, [REFUSED], RESTARTED),
+    ("restart", "crash", ORPHANED, [REFUSED, REFUSED], RESTARTED),
+    ("restart", "crash", BACKEND_CRASH, [STOPPING], PRIMARY),  # the postmaster lived on
+    ("restart", "crash", RESET, [REFUSED], RESTARTED),
+    ("restart", "silent", SILENT, [TIMEOUT, REFUSED], RESTARTED),  # the host went
+    ("restart", "fast", FAST, [STOPPING, REFUSED], ANONYMOUS),  # nothing but words to go by
+    ("restart", "fast", FAST, [REFUSED], ANONYMOUS),
+    ("failover", "timeline 1 to 2", SILENT, [TIMEOUT], PROMOTED),
+    ("failover", "timeline 1 to 2", RESET, [], PROMOTED),
+    ("failover", "timeline 1 to 2", ORPHANED, [REFUSED], PROMOTED),
+    ("switchover", "timeline 1 to 2", FAST, [STOPPING, REFUSED], PROMOTED),
+    ("failover", "another server", CLOSED, [REFUSED], RESCHEDULED),
+    ("failover", "another cluster", SILENT, [TIMEOUT], REBUILT),
+    ("cull", "57P01", FAST, [], PRIMARY),
+    ("cull", "57P05", IDLE_SESSION, [], PRIMARY),
+    ("cull", "rst", RESET, [], PRIMARY),
+    ("cull", "fin", CLOSED, [], ANONYMOUS),
+    ("cull", "57P01", FAST, [], replace(PRIMARY, address="[::1]:5432")),  # the same life by another address
+    ("partition", "silent", SILENT, [TIMEOUT, TIMEOUT], PRIMARY),
+    ("partition", "this connection only", SILENT, [], PRIMARY),
+    ("partition", "ConnectionRefusedError", RESET, [REFUSED], PRIMARY),  # a proxy restarted
+    ("partition", "gaierror", None, [(None, "gaierror")], PRIMARY),
+    ("refusal", "53300", None, [FULL, FULL], PRIMARY),
+    ("refusal", "53300", FAST, [FULL], PRIMARY),
+    ("refusal", "3D000", None, [("3D000", "")], PRIMARY),
+    ("authentication", "28P01", None, [WRONG_PASSWORD], PRIMARY),
+    ("authentication", "28000", FAST, [("28000", "")], PRIMARY),
+    ("authentication", "PasswordFile", None, [(None, "PasswordFile")], PRIMARY),
+    ("authentication", "SSLCertVerificationError", RESET, [(None, "SSLCertVerificationError")], PRIMARY),
+]
+
+
+@pytest.mark.parametrize(("kind", "detail", "ending", "failures", "after"), KINDS)
+def test_tells_kinds_apart(
+    kind: str, detail: str, ending: Ending | None, failures: list[tuple[str | None, str]], after: Identity
+) -> None:
+    outage = outage_of(ending, failures, after).outage
+    assert (outage.kind, outage.detail) == (kind, detail)
+    assert over(outage)
+    assert set(spells(outage)) == ({"connect"} if failures else set()) | ({"read", "write"} if ending else set())
+
+
+def test_a_timeline_that_lags_behind_is_corrected_by_the_server_that_writes() -> None:
+    outage = outage_of(SILENT, [TIMEOUT], replace(PROMOTED, timeline=1), timeline=2).outage
+    assert (outage.kind, outage.detail) == ("failover", "timeline 1 to 2")
+    assert outage.after == PROMOTED
+
+
+def test_errors_and_losses_are_counted() -> None:
+    script = Script().healthy()
+    script.see(PooledLost(death=Death.FATAL, well_at=script.now - 0.5))  # noticed before our own
+    script.see(SessionEnded(ending=FAST))
+    script.see(PooledLost(death=Death.CLOSED, well_at=script.now - 0.5))
+    script.fail("57P03", "")
+    script.fail()
+    script.fail()
+    script.connect(RESTARTED)
+    script.write()
+    well_at = script.now - 5
+    script.see(PooledLost(death=Death.SILENT, well_at=well_at), after=60.0)  # found dead at its next use
+    assert script.outage.errors == {"57P01": 1, "57P03": 1, "ConnectionRefusedError": 2}
+    assert script.outage.connections_lost == {"fatal": 2, "closed": 1, "silent": 1}
+    script.see(PooledLost(death=Death.SILENT, well_at=script.now - 1))  # well since: not of that outage
+    assert script.outage.connections_lost == {"fatal": 2, "closed": 1, "silent": 1}
+
+
+def test_names_that_move_are_followed() -> None:
+    script = Script().healthy(addresses=("10.0.0.1",))
+    script.see(SessionEnded(ending=SILENT))
+    script.fail(None, "TimeoutError", addresses=("10.0.0.1",))
+    script.fail(None, "gaierror")
+    script.fail(None, "TimeoutError", addresses=("10.0.0.2",))
+    changed_at = script.at
+    script.connect(PROMOTED, addresses=("10.0.0.2",))
+    script.write()
+    assert (script.outage.addresses_before, script.outage.addresses_after) == (("10.0.0.1",), ("10.0.0.2",))
+    assert script.outage.dns_changed_at == pytest.approx(changed_at)
+
+
+# Roles
+
+
+def test_a_writer_demoted_under_a_living_session_is_a_role_flip() -> None:
+    script = Script().healthy()
+    script.timer_until(Beat)
+    script.see(RoleChanged(read_only=True))
+    script.see(BeatAnswered(at=script.at))
+    assert script.state is State.READ_ONLY
+    for _ in range(3):  # fresh connections lead to the same
+        script.connect()
+        script.write(writable=False)
+    script.connect()
+    script.write()
+    assert script.state is State.HEALTHY
+    assert script.outage.kind == "role_flip"
+    assert set(spells(script.outage)) == {"write"}
+    assert script.told == []  # resting connections are not touched by it
+
+
+def test_a_stale_session_is_left_for_the_server_the_name_leads_to() -> None:
+    script = Script().healthy()
+    script.see(RoleChanged(read_only=True))
+    script.connect(PROMOTED)
+    script.write()
+    assert (script.outage.kind, script.outage.before, script.outage.after) == ("role_flip", PRIMARY, PROMOTED)
+    assert script.told == [Cause.FAILOVER]
+
+
+def test_writing_is_not_expected_of_a_replica() -> None:
+    script = Script()
+    script.connect(STANDBY)
+    script.write(writable=False)
+    status = script.machine.status(script.now)
+    assert (status.state, status.writable, status.trouble_at) == (State.READ_ONLY, False, None)
+    script.beat()
+    script.see(SessionEnded(ending=FAST))
+    script.connect(STANDBY)
+    script.write(writable=False)
+    assert set(spells(script.outage)) == {"read"}
+    assert over(script.outage)
+
+
+def test_a_promoted_replica_becomes_healthy_without_an_outage() -> None:
+    script = Script()
+    script.connect(STANDBY)
+    script.write(writable=False)
+    script.timer_until(Beat)
+    script.see(RoleChanged(read_only=False))
+    script.see(BeatAnswered(at=script.at))  # one question at a time
+    assert isinstance(script.commands[-1], CheckWrite)
+    script.write()
+    assert script.state is State.HEALTHY
+    assert script.records == {}
+
+
+def test_promoted_while_it_was_asked_whether_it_can_write() -> None:
+    script = Script()
+    script.connect(STANDBY)
+    script.see(RoleChanged(read_only=False))
+    script.write(writable=False)  # answered before the promotion, told after it
+    assert isinstance(script.commands[-1], CheckWrite)
+
+
+def test_demoted_while_it_was_asked_whether_it_can_write() -> None:
+    script = Script().healthy()
+    script.see(SessionEnded(ending=FAST))
+    script.connect()
+    script.see(RoleChanged(read_only=True))
+    script.write(writable=True)
+    assert script.state is State.READ_ONLY
+    assert not over(script.outage)
+
+
+def test_a_pooler_that_hides_a_changed_role_is_seen_through() -> None:
+    script = Script().healthy(tells_role=False)
+    healthy_at = script.now
+    script.connect(STANDBY)  # the regular look at the door
+    assert [type(command) for command in script.commands[-2:]] == [Discard, CheckWrite]
+    script.write(writable=False)
+    assert script.outage.kind == "role_flip"
+    assert script.outage.write is not None
+    # Beats prove nothing about writing here: only the check at the beginning does.
+    assert script.outage.write.began.after < healthy_at + EPOCH - EVERY / 2
+
+
+# Suspicion
+
+
+@pytest.mark.parametrize(
+    ("ending", "cause"),
+    [
+        (FAST, Cause.RESTART),
+        (IMMEDIATE, Cause.RESTART),
+        (BACKEND_CRASH, Cause.RESTART),
+        (SILENT, Cause.PARTITION),
+        (RESET, Cause.UNKNOWN),
+        (IDLE_SESSION, Cause.UNKNOWN),
+    ],
+)
+def test_others_are_told_at_once(ending: Ending, cause: Cause) -> None:
+    script = Script().healthy()
+    script.see(SessionEnded(ending=ending))
+    assert script.told == [cause]
+
+
+def test_trouble_of_others_is_looked_into_at_once() -> None:
+    script = Script().healthy()
+    script.see(Suspected(), after=0.3)
+    seen = len(script.commands)
+    script.timer()
+    assert {type(command) for command in script.commands[seen:]} == {Beat, Attempt}
+    script.see(NotConnected(attempt=script.attempt, error="no", name="", sqlstate="53300"))
+    assert script.state is State.BARRED
+
+
+def test_nothing_is_recorded_before_the_first_contact() -> None:
+    script = Script()
+    script.see(Suspected())
+    for _ in range(5):
+        script.fail()
+    status = script.machine.status(script.now)
+    assert (status.state, status.reachable, status.error) == (State.UNKNOWN, False, "no: None")
+    assert status.trouble_seconds == pytest.approx(script.now - 100.0)
+    script.connect()
+    script.write()
+    assert script.records == {}
+    status = script.machine.status(script.now)
+    assert (status.reachable, status.writable, status.trouble_at, status.error) == (True, True, None, None)
+
+
+# Clocks
+
+
+def test_a_step_of_the_wall_clock_bends_no_duration() -> None:
+    script = Script().healthy()
+    began = script.now
+    script.see(SessionEnded(ending=FAST))
+    script.wall_offset += 3600
+    script.fail()
+    script.connect(RESTARTED)
+    script.write()
+    (spell,) = {script.outage.read}
+    assert spell is not None
+    assert spell.longest_seconds == pytest.approx(script.now - began, abs=0.2)
+    assert spell.began.until == pytest.approx(began + 0.01 + EPOCH)
+    script.beat()
+    script.see(SessionEnded(ending=FAST))  # from here on the new time holds
+    assert script.records["run-2"].read.began.until == pytest.approx(script.now + EPOCH + 3600)
+
+
+def test_having_slept_is_no_outage() -> None:
+    script = Script().healthy()
+    script.timer_until(Beat)
+    script.now += 60  # the host was suspended: the timer fires a minute late, before the answer is read
+    script.take(script.machine.handle_timer(script.now))
+    script.see(BeatAnswered(at=script.at))
+    assert script.state is State.HEALTHY
+    assert isinstance(script.commands[-1], Attempt)  # the look at the door, overdue as well
+    script.see(NotConnected(attempt=script.attempt, error="no answer", name="TimeoutError"), after=60.0)
+    assert script.state is State.HEALTHY
+    assert script.records == {}
+
+
+def test_a_silent_session_is_given_up_although_the_host_slept() -> None:
+    script = Script().healthy()
+    script.timer_until(Beat)
+    script.now += 60
+    script.take(script.machine.handle_timer(script.now))
+    script.timer()
+    assert script.state is State.SUSPECT
+
+
+def test_timers_are_harmless_when_nothing_is_due() -> None:
+    script = in_state(State.HEALTHY)
+    frozen = copy.deepcopy(vars(script.machine))
+    assert script.machine.handle_timer(script.now) == []
+    assert vars(script.machine) == frozen
+
+
+# Pace
+
+
+def test_a_long_outage_is_looked_at_less_often_but_never_less_than_beats() -> None:
+    script = in_state(State.DOWN)
+    spacings = {}
+    for elapsed in (1, 60, 500, 100_000):
+        script.now = 100.0 + elapsed
+        script.fail()
+        begun = script.now - script.step
+        script.timer_until(Attempt)
+        script.see(NotConnected(attempt=script.attempt, error="no", name="OSError"))
+        spacings[elapsed] = script.now - script.step - begun
+    assert spacings == {
+        1: pytest.approx(RECONNECT),
+        60: pytest.approx(RECONNECT),
+        500: pytest.approx(0.5, rel=0.01),
+        100_000: pytest.approx(EVERY),
+    }
+
+
+def test_attempts_that_hang_do_not_pile_up() -> None:
+    script = in_state(State.SUSPECT)
+    seen, begun = len(script.commands), []
+    for _ in range(IN_FLIGHT):
+        script.timer()
+        begun.append(script.now)
+    assert sum(isinstance(command, Attempt) for command in script.commands[seen:]) == IN_FLIGHT
+    assert script.machine.next_deadline() is None
+    # No heal of the path waits longer than the widest gap, and none is wider at the end of the deadline.
+    gaps = [after - before for before, after in itertools.pairwise([*begun, begun[0] + DEADLINE])]
+    assert max(gaps) <= DEADLINE / 4 + 1e-9
+    assert gaps[:3] == pytest.approx([RECONNECT] * 3)
+
+
+def test_jitter_makes_attempts_earlier_never_later() -> None:
+    numbers = random.Random(7)
+    machine = make(jitter=numbers.random)
+    now, begun = 100.0, []
+    for number in range(1, 50):
+        due = machine.next_deadline()
+        assert due is not None
+        now = max(now, due)
+        assert machine.handle_timer(now) == [Attempt(number)]
+        machine.observe(NotConnected(attempt=number, error="no", name="OSError"), now)
+        begun.append(now)
+    spacings = [after - before for before, after in itertools.pairwise(begun)]
+    assert all(0.8 * RECONNECT - 1e-9 <= spacing <= RECONNECT + 1e-9 for spacing in spacings)
+    assert len({round(spacing, 6) for spacing in spacings}) > 40
+
+
+def test_a_server_that_ends_every_session_at_once_is_not_stormed() -> None:
+    script = Script().healthy()
+    for _ in range(20):
+        script.see(SessionEnded(ending=RESET), after=0.001)
+        begun_before = script.now
+        script.connect()
+        script.write()
+    assert script.now - begun_before < 2 * RECONNECT
+    assert script.now > 100 + EVERY + 19 * RECONNECT
+
+
+# Ground truth
+
+
+@dataclass
+class Disturbance:
+    """What happens to the database, when, for how long, and what the machine must say of it."""
+
+    what: str
+    after_seconds: float  # since all was well again
+    lasting_seconds: float
+    until_writable_seconds: float  # of a failover, beyond that
+
+
+@dataclass(kw_only=True)
+class Truth:
+    kind: str
+    began: float
+    ended: dict[str, float]  # by spell
+    visible: bool = False  # sessions tell of it
+    silent: bool = False  # attempts are not answered
+    seen: bool = True  # so long that it cannot have been missed
+
+
+class World:
+    """A server, a path to it and a shell, in simulated time. Timers are a little late, everything takes its time."""
+
+    TRIP = 0.002  # at most, for a round trip or the lateness of a timer
+    CONNECT = 0.03  # at most
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = 100.0
+        self.machine = make(self.now, jitter=self.random.random)
+        self.queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.serial = itertools.count()
+        self.identity = PRIMARY
+        self.up = self.reachable = True
+        self.refusing = self.read_only = False
+        self.cuts = 0  # how often the path was cut: what was under way meanwhile is lost
+        self.session, self.session_lives, self.knows_read_only = 0, False, False
+        self.attempts: dict[int, float] = {}
+        self.answered: set[int] = set()
+        self.records: dict[str, Outage] = {}
+
+    def later(self, seconds: float, then: Callable[[], None]) -> None:
+        heapq.heappush(self.queue, (self.now + seconds, next(self.serial), then))
+
+    def run_until(self, end: float) -> None:
+        while True:
+            due = self.machine.next_deadline()
+            timer = end if due is None else max(due + self.random.uniform(0, self.TRIP), self.now)
+            happening = self.queue[0][0] if self.queue else end
+            if min(timer, happening) >= end:
+                self.now = end
+                return
+            self.now = min(timer, happening)
+            if happening <= timer:
+                heapq.heappop(self.queue)[2]()
+            else:
+                self.obey(self.machine.handle_timer(self.now))
+
+    def see(self, fact: Fact) -> None:
+        self.obey(self.machine.observe(fact, self.now))
+
+    def obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Beat() | CheckWrite():
+                    self.ask(type(command))
+                case Attempt(number=number):
+                    self.attempts[number] = self.now
+                    self.begin(number)
+                case Adopt():
+                    self.session += 1
+                    self.session_lives = True
+                    self.attempts.clear()
+                    self.knows_read_only = self.read_only
+                case Drop():
+                    self.session += 1
+                    self.attempts.clear()
+                case Record(outage=outage):
+                    self.records[outage.id] = outage
+                case Discard() | Tell():
+                    pass
+
+    def ask(self, question: type[Command]) -> None:
+        trip = self.random.uniform(0, self.TRIP)
+        session, cuts = self.session, self.cuts
+        read_only = self.read_only
+        if not (self.reachable and self.session_lives):
+            return
+
+        def answer() -> None:
+            if (session, cuts) != (self.session, self.cuts) or not self.session_lives:
+                return
+            if read_only != self.knows_read_only:
+                self.knows_read_only = read_only
+                self.see(RoleChanged(read_only=read_only))
+            at = self.now + EPOCH
+            self.see(BeatAnswered(at=at) if question is Beat else WriteAnswered(at=at, writable=not read_only))
+
+        self.later(trip, answer)
+
+    def begin(self, number: int) -> None:
+        cuts, identity = self.cuts, self.identity
+        if not self.reachable:
+            self.later(DEADLINE, lambda: self.fail(number, None, "TimeoutError"))
+        elif not self.up:
+            self.later(self.random.uniform(0, self.TRIP), lambda: self.fail(number, None, "ConnectionRefusedError"))
+        elif self.refusing:
+            self.later(self.random.uniform(0, self.TRIP), lambda: self.fail(number, "53300", ""))
+        else:
+            begun = self.now
+
+            def done() -> None:
+                if cuts != self.cuts:
+                    self.later(DEADLINE - (self.now - begun), lambda: self.fail(number, None, "TimeoutError"))
+                elif not self.up or identity != self.identity:
+                    self.fail(number, "57P03", "")
+                elif number in self.attempts:
+                    del self.attempts[number]
+                    self.see(Connected(attempt=number, at=self.now + EPOCH, identity=identity))
+
+            self.later(self.random.uniform(0.001, self.CONNECT), done)
+
+    def fail(self, number: int, sqlstate: str | None, name: str) -> None:
+        if number in self.attempts:
+            del self.attempts[number]
+            self.see(NotConnected(attempt=number, error="no", name=name, sqlstate=sqlstate))
+
+    def end_session(self, ending: Ending) -> None:
+        session, self.session_lives = self.session, False
+
+        def noticed() -> None:
+            if session == self.session:
+                self.see(SessionEnded(ending=ending))
+
+        self.later(self.random.uniform(0, RECONNECT), noticed)
+
+    def cut(self) -> None:
+        self.reachable, self.session_lives = False, False
+        self.cuts += 1
+
+    def undergo(self, disturbance: Disturbance) -> Truth:
+        """Let it happen, now."""
+        began, lasting = self.now, disturbance.lasting_seconds
+        long = lasting > EVERY + DEADLINE + 2 * self.TRIP
+        match disturbance.what:
+            case "restart":
+                self.up = False
+                self.end_session(FAST)
+                self.run_until(began + lasting)
+                self.up, self.identity = True, replace(self.identity, started_at=self.now)
+                ended = dict.fromkeys(("connect", "read", "write"), self.now)
+                return Truth(kind="restart", began=began, ended=ended, visible=True)
+            case "cull":
+                self.end_session(FAST)
+                return Truth(kind="cull", began=began, ended={"read": began, "write": began}, visible=True)
+            case "partition":
+                self.cut()
+                self.run_until(began + lasting)
+                self.reachable = True
+                ended = dict.fromkeys(("connect", "read", "write"), self.now)
+                return Truth(kind="partition", began=began, ended=ended, silent=True, seen=long)
+            case "refusal":
+                self.refusing = True
+                self.run_until(began + lasting)
+                self.refusing = False
+                return Truth(kind="refusal", began=began, ended={"connect": self.now}, seen=long)
+            case "role_flip":
+                self.read_only = True
+                self.run_until(began + lasting)
+                self.read_only = False
+                return Truth(kind="role_flip", began=began, ended={"write": self.now}, seen=long)
+            case "failover":  # the old primary is fenced; the standby answers first, and can be written to later
+                self.cut()
+                self.run_until(began + EVERY + DEADLINE + lasting)
+                self.reachable = self.read_only = True
+                self.identity = replace(PROMOTED, address=f"10.0.1.{self.now}", started_at=self.now)
+                ended = dict.fromkeys(("connect", "read"), self.now)
+                self.run_until(self.now + disturbance.until_writable_seconds)
+                self.read_only = False
+                return Truth(kind="failover", began=began, ended={**ended, "write": self.now}, silent=True)
+        raise AssertionError(disturbance)
+
+
+def check(outage: Outage, truth: Truth) -> None:
+    assert outage.kind == truth.kind
+    assert over(outage)
+    patience = 4 * World.CONNECT + 2 * RECONNECT
+    # Over before a first attempt could come to nothing: then only the session bears witness.
+    conclusive = max(spell.began.until for spell in spells(outage).values()) + patience
+    if truth.seen and (missing := truth.ended.keys() - spells(outage).keys()):
+        assert missing == {"connect"}
+        assert truth.ended["connect"] + EPOCH < conclusive
+    slack = 2 * World.TRIP + World.CONNECT
+    for name, spell in spells(outage).items():
+        began, ended = truth.began + EPOCH, truth.ended[name] + EPOCH
+        assert spell.ended is not None
+        assert spell.began.after <= began <= spell.began.until, name
+        assert spell.ended.after <= ended <= spell.ended.until, name
+        width = RECONNECT if truth.visible else EVERY + DEADLINE
+        if truth.silent and outage.read is None:  # found by an attempt alone, which was silent for its whole time
+            width += DEADLINE
+        assert spell.began.width_seconds <= width + slack, name
+        width = 2 * RECONNECT
+        if truth.silent:  # of one that was over when it was noticed, the end is known no better than the beginning
+            width = EVERY + DEADLINE + patience if ended < conclusive else DEADLINE / 4
+        assert spell.ended.width_seconds <= width + RECONNECT + slack, name
+
+
+DISTURBANCES = st.builds(
+    Disturbance,
+    what=st.sampled_from(["restart", "cull", "partition", "refusal", "role_flip", "failover"]),
+    after_seconds=st.floats(4.0, 30.0),
+    lasting_seconds=st.one_of(st.floats(0.001, 1.0), st.floats(1.0, 40.0)),
+    until_writable_seconds=st.floats(0.0, 10.0),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(disturbances=st.lists(DISTURBANCES, min_size=1, max_size=6), seed=st.integers(0, 2**32))
+def test_the_truth_lies_inside_the_intervals(disturbances: list[Disturbance], seed: int) -> None:
+    world = World(seed)
+    for disturbance in disturbances:
+        known = set(world.records)
+        world.run_until(world.now + disturbance.after_seconds)
+        assert set(world.records) == known, "an outage was invented"
+        truth = world.undergo(disturbance)
+        world.run_until(world.now + 2 * (EVERY + DEADLINE))
+        new = [outage for id_, outage in world.records.items() if id_ not in known]
+        assert len(new) == 1 or (not new and not truth.seen)
+        for outage in new:
+            check(outage, truth)
+        status = world.machine.status(world.now)
+        assert (status.state, status.trouble_at) == (State.HEALTHY, None)
+
+
+# Illegal or not, in any order
+
+
+class Shell(RuleBasedStateMachine):
+    """Knows what a shell knows: which session, question and attempts there are. That alone decides what is legal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.machine = make(self.now)
+        self.session = False
+        self.question: type[Command] | None = None
+        self.attempts: set[int] = set()
+        self.records: dict[str, Outage] = {}
+
+    def obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Beat() | CheckWrite():
+                    assert self.session
+                    assert self.question is None
+                    self.question = type(command)
+                case Attempt(number=number):
+                    self.attempts.add(number)
+                    assert len(self.attempts) <= IN_FLIGHT
+                case Adopt():
+                    self.session, self.question, self.attempts = True, None, set()
+                case Drop():
+                    self.session, self.question, self.attempts = False, None, set()
+                case Record(outage=outage):
+                    self.keep(outage)
+                case Discard() | Tell(disturbed=Disturbed()):
+                    pass
+
+    def keep(self, outage: Outage) -> None:
+        former = self.records.get(outage.id)
+        if former is None:
+            assert all(over(known) for known in self.records.values()), "two outages at a time"
+        elif over(former):
+            assert replace(former, connections_lost={}) == replace(outage, connections_lost={}), "changed afterwards"
+        self.records[outage.id] = outage
+        assert spells(outage)
+        for spell in spells(outage).values():
+            assert spell.began.after <= spell.began.until
+            if spell.ended is not None:
+                assert spell.began.after <= spell.ended.after <= spell.ended.until
+
+    def tell(self, fact: Fact, *, legal: bool) -> None:
+        if legal:
+            if isinstance(fact, BeatAnswered | WriteAnswered):
+                self.question = None
+            elif isinstance(fact, Connected | NotConnected):
+                self.attempts.discard(fact.attempt)
+            self.obey(self.machine.observe(fact, self.now))
+            return
+        frozen = copy.deepcopy(vars(self.machine))
+        with pytest.raises(IllegalEvent):
+            self.machine.observe(fact, self.now)
+        assert vars(self.machine) == frozen
+
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.05, 0.3, 5.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def timer(self) -> None:
+        due = self.machine.next_deadline()
+        if due is not None:
+            self.now = max(self.now, due)
+        self.obey(self.machine.handle_timer(self.now))
+
+    @precondition(lambda self: self.attempts)
+    @rule(
+        data=st.data(),
+        identity=st.sampled_from([PRIMARY, RESTARTED, STANDBY, PROMOTED, ANONYMOUS]),
+        tells=st.booleans(),
+    )
+    def connected(self, data: st.DataObject, identity: Identity, tells: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.attempts)))
+        fact = Connected(attempt=number, at=self.now + EPOCH, identity=identity, tells_role=tells)
+        self.tell(fact, legal=True)
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), sqlstate=st.sampled_from([None, "57P03", "53300", "28P01"]))
+    def not_connected(self, data: st.DataObject, sqlstate: str | None) -> None:
+        number = data.draw(st.sampled_from(sorted(self.attempts)))
+        self.tell(NotConnected(attempt=number, error="no", name="OSError", sqlstate=sqlstate), legal=True)
+
+    @rule(number=st.integers(-1, 3))
+    def connected_without_attempt(self, number: int) -> None:
+        if number not in self.attempts:
+            self.tell(Connected(attempt=number, at=self.now + EPOCH, identity=PRIMARY), legal=False)
+
+    @rule()
+    def beat_answered(self) -> None:
+        self.tell(BeatAnswered(at=self.now + EPOCH), legal=self.question is Beat)
+
+    @rule(writable=st.booleans())
+    def write_answered(self, writable: bool) -> None:
+        self.tell(WriteAnswered(at=self.now + EPOCH, writable=writable), legal=self.question is CheckWrite)
+
+    @rule(ending=st.sampled_from([FAST, IMMEDIATE, SILENT, RESET, CLOSED]))
+    def session_ended(self, ending: Ending) -> None:
+        self.tell(SessionEnded(ending=ending), legal=self.session)
+
+    @rule(read_only=st.booleans())
+    def role_changed(self, read_only: bool) -> None:
+        self.tell(RoleChanged(read_only=read_only), legal=self.session)
+
+    @rule(rested=st.sampled_from([0.0, 1.0, 100.0]))
+    def pooled_lost(self, rested: float) -> None:
+        self.tell(PooledLost(death=Death.SILENT, well_at=self.now - rested), legal=True)
+
+    @rule()
+    def suspected(self) -> None:
+        self.tell(Suspected(), legal=True)
+
+    @invariant()
+    def somebody_is_at_work(self) -> None:
+        assert self.machine.next_deadline() is not None or self.attempts
+
+    @invariant()
+    def the_status_agrees(self) -> None:
+        status = self.machine.status(self.now)
+        assert bool(status.reachable) == self.session
+        open_ones = [outage for outage in self.records.values() if not over(outage)]
+        assert (status.kind is not None) == bool(open_ones) or status.state is State.READ_ONLY
+
+
+TestShell = Shell.TestCase
+TestShell.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
