@@ -83,8 +83,7 @@ class Surveyor:
                 case Open():
                     self._start(command.connection, self._open(command.connection, command.after_seconds), group)
                 case Use():
-                    if command.connection in self._connections:  # else its death is already among the facts
-                        self._start(command.connection, self._use(command.connection), group)
+                    self._begin_use(command.connection, group)
                 case Close():
                     self._close(command.connection)
                 case Record():
@@ -119,43 +118,45 @@ class Surveyor:
         connection.ended.add_done_callback(lambda ended: self._ended_at_rest(number, ended.result()))
 
     def _ended_at_rest(self, number: int, ending: Ending) -> None:
-        """Ends noticed in use are reported by `_use`, which knows how long the connection had rested."""
+        """Ends that show while it is in use are reported by `_use`, which knows how long it had rested."""
         connection = self._connections.get(number)
-        if connection is None or number in self._in_use:
-            return
-        self._report_death(number, connection, connection.ended_at or connection.used_at, ending)
+        if connection is not None and number not in self._in_use:
+            self._report_death(number, connection, connection.asked_at, connection.ended_at, ending)
 
-    async def _use(self, number: int) -> None:
+    def _begin_use(self, number: int, group: asyncio.TaskGroup) -> None:
+        if (connection := self._connections.get(number)) is not None:  # else its death is already among the facts
+            self._in_use.add(number)
+            self._start(number, self._use(number, connection), group)
+
+    async def _use(self, number: int, connection: ProbeConnection) -> None:
         loop = asyncio.get_running_loop()
-        connection = self._connections[number]
-        started, rest_began = loop.time(), connection.used_at
-        self._in_use.add(number)
+        asked_at, used_at, started = connection.asked_at, connection.used_at, loop.time()
         try:
             identity = await connection.use(self._deadline_seconds)
         except ConnectionEnded as end:
-            rested_until = min(started, connection.ended_at or started)
-            self._report_death(number, connection, rested_until, end.ending, rest_began)
+            rested_until = min(started, connection.ended_at)
+            self._report_death(number, connection, asked_at, rested_until, end.ending)
             return
-        finally:
-            self._in_use.discard(number)
         self._facts.put_nowait(
             Survived(
                 connection=number,
-                idle_seconds=started - rest_began,  # what it really rested: a late timer makes it longer
+                idle_seconds=started - used_at,  # what it really rested: a late timer makes it longer
                 seconds=loop.time() - started,
                 identity=identity,
             )
         )
+        self._in_use.discard(number)
+        if connection.ended.done():  # it answered, and was gone before we came to read it
+            self._ended_at_rest(number, connection.ended.result())
 
     def _report_death(
-        self, number: int, connection: ProbeConnection, until: float, ending: Ending, rest_began: float | None = None
+        self, number: int, connection: ProbeConnection, asked_at: float, until: float, ending: Ending
     ) -> None:
-        del self._connections[number]
-        connection.terminate()
+        self._drop(number)
         self._facts.put_nowait(
             Died(
                 connection=number,
-                idle_seconds=max(0.0, until - (connection.used_at if rest_began is None else rest_began)),
+                idle_seconds=until - asked_at,
                 age_seconds=until - connection.opened_at,
                 ending=ending,
             )
@@ -164,5 +165,9 @@ class Surveyor:
     def _close(self, number: int) -> None:
         if (task := self._tasks.pop(number, None)) is not None:
             task.cancel()
+        self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        self._in_use.discard(number)
         if (connection := self._connections.pop(number, None)) is not None:
             connection.terminate()

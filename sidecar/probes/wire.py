@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import asyncpg
@@ -29,7 +30,6 @@ _IDENTITY_QUERIES = (
     _IDENTITY + ", NULL, NULL",
 )
 _BEAT = "SELECT 1"
-_FATAL = ("FATAL", "PANIC")
 
 
 class ConnectionEnded(Exception):  # noqa: N818 - a fact, not an error
@@ -50,6 +50,7 @@ class Tap(asyncio.Protocol):
     def __init__(self, driver: asyncio.Protocol) -> None:
         self._driver = driver
         self._rest = bytearray()
+        self.answered = True  # ReadyForQuery has come since this was last set to False
         self.row: tuple[str | None, ...] | None = None  # the last DataRow, text format
         self.error: dict[str, str] | None = None  # fields of the last ErrorResponse or warning, by field type
         self.parameters: dict[str, str] = {}  # ParameterStatus as far as seen since the tap was put in
@@ -76,16 +77,23 @@ class Tap(asyncio.Protocol):
             # V is the severity untranslated (PostgreSQL 9.6+); S may be in the server's language.
             fields["V"] = fields.get("V", fields.get("S", ""))
             # Of several the first FATAL is the cause: a pooler adds its own when the server has hung up on it.
-            fatal_before = self.error is not None and self.error["V"] in _FATAL
-            if not fatal_before and (kind == b"E" or fields["V"] == "WARNING"):
+            if not self.announced_end and (kind == b"E" or fields["V"] == "WARNING"):
                 self.error = fields
         elif kind == b"D":
             self.row = _text_row(body)
+        elif kind == b"Z":
+            self.answered = True
         elif kind == b"S":
             name, value, *_ = body.decode("utf-8", "replace").split("\0")
             self.parameters[name] = value
             if self.on_parameter is not None:
                 self.on_parameter(name, value)
+
+    @property
+    def announced_end(self) -> bool:
+        """Whether the peer has said that it is about to close. An immediate stop or a crash says so in a WARNING."""
+        error = self.error or {}
+        return error.get("V") in ("FATAL", "PANIC") or error.get("C", "").startswith("57P")
 
     def eof_received(self) -> bool | None:
         return self._driver.eof_received()
@@ -115,8 +123,10 @@ def _text_row(body: bytes) -> tuple[str | None, ...]:
 class ProbeConnection:
     """An open connection that rests, is used, and ends.
 
-    `opened_at`, `used_at` and `ended_at` are times of the event loop (monotonic seconds). `ended` is done as soon as
-    the end is noticed, with the `Ending` as its result; ends we bring about ourselves leave it pending.
+    `opened_at`, `asked_at`, `used_at` and `ended_at` are times of the event loop (monotonic seconds). The last query
+    was sent at `asked_at` and its answer read at `used_at`; where this process was late to read it, the rest began
+    before: a rest lasted at least from `used_at`, at most from `asked_at`. `ended` is done as soon as the end is
+    noticed, with the `Ending` as its result; ends we bring about ourselves leave it pending.
     """
 
     def __init__(self, driver: asyncpg.Connection[Any]) -> None:
@@ -126,10 +136,9 @@ class ProbeConnection:
         self._tap = Tap(self._transport.get_protocol())
         self._tap.on_lost = self._lost
         self._transport.set_protocol(self._tap)
-        self._using = False
         self._identity_level = 0
-        self.opened_at = self.used_at = self._loop.time()
-        self.ended_at: float | None = None
+        self.opened_at = self.asked_at = self.used_at = self._loop.time()
+        self.ended_at = inf
         self.ended: asyncio.Future[Ending] = self._loop.create_future()
         if self._transport.is_closing():  # it died between the driver's last read and the tap
             self._lost(None)
@@ -173,40 +182,42 @@ class ProbeConnection:
         return None if self._tap.error is None else (self._tap.error.get("C", ""), self._tap.error.get("M", ""))
 
     async def _simple(self, sql: str, deadline_seconds: float) -> tuple[str | None, ...] | None:
+        await self._settle()
         if self.ended.done():
             raise ConnectionEnded(self.ended.result())
         self._tap.row = self._tap.error = None
-        self._using = True
+        self._tap.answered = False
+        self.asked_at = self._loop.time()
         try:
             async with asyncio.timeout(deadline_seconds):
                 await self._driver.execute(sql)
         except TimeoutError:
-            # Either our own deadline, or the kernel's TCP_USER_TIMEOUT (an OSError that is a TimeoutError).
-            if not self.ended.done():
+            # Our own deadline, or the kernel's TCP_USER_TIMEOUT (an OSError that is a TimeoutError). When this process
+            # was late itself, the answer has come all the same.
+            if not self.ended.done() and not self._tap.answered:
                 self._end(Ending(noticed="deadline"))
         except asyncpg.PostgresError:
-            await self._settle()
-            if not self.ended.done():
-                return None  # refused, not dead
+            await self._settle()  # else refused, not dead
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await self._settle()
             if not self.ended.done():  # the driver gave it up although the transport stands
                 self._end(Ending(noticed="using"))
         finally:
-            self._using = False
+            acknowledge(self._driver)
             self.used_at = self._loop.time()
-        if self.ended.done():
+        if self.ended.done() and not self._tap.answered:
             self.terminate()
             raise ConnectionEnded(self.ended.result())
         return self._tap.row
 
     async def _settle(self) -> None:
-        """After a FATAL the FIN is at most a moment behind; a plain error is followed by ReadyForQuery instead."""
-        if (self._tap.error or {}).get("V") in _FATAL or self._transport.is_closing():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.ended), 1.0)
-            if not self.ended.done():
-                self._end(self._ending("using", None))
+        """Let an end that is under way arrive: after a FATAL the FIN is at most a moment behind."""
+        if not self._tap.announced_end and not self._transport.is_closing():
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.ended), 1.0)
+        if not self.ended.done():
+            self._end(self._ending(None))
 
     def terminate(self) -> None:
         """Drop the connection at once, without waiting for the peer."""
@@ -216,16 +227,19 @@ class ProbeConnection:
     def _lost(self, exc: Exception | None) -> None:
         if self.ended.done():
             return
-        noticed = "using" if self._using else "reading"
         if isinstance(exc, TimeoutError):
             self._end(Ending(noticed="deadline"))
         else:
-            self._end(self._ending(noticed, "fin" if exc is None else "rst"))
+            self._end(self._ending("fin" if exc is None else "rst"))
 
-    def _ending(self, noticed: str, signal: str | None) -> Ending:
+    def _ending(self, signal: str | None) -> Ending:
         error = self._tap.error or {}
         return Ending(
-            noticed=noticed, signal=signal, severity=error.get("V"), sqlstate=error.get("C"), message=error.get("M")
+            noticed="reading" if self._tap.answered else "using",
+            signal=signal,
+            severity=error.get("V"),
+            sqlstate=error.get("C"),
+            message=error.get("M"),
         )
 
     def _end(self, ending: Ending) -> None:
@@ -251,8 +265,8 @@ def set_socket_options(
     driver: asyncpg.Connection[Any], *, keepalive: Keepalive | None, user_timeout_ms: int | None
 ) -> None:
     """Set, or clear, TCP keepalive and the user timeout on a driver connection. Unix sockets have neither."""
-    sock = transport_of(driver).get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+    sock = _tcp_socket(driver)
+    if sock is None:
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(keepalive is not None))
     if keepalive is not None:
@@ -263,6 +277,22 @@ def set_socket_options(
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.count)
     if user_timeout_ms is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
+
+
+def acknowledge(driver: asyncpg.Connection[Any]) -> None:
+    """Acknowledge at once what was received, so that the rest begins now.
+
+    Linux would wait up to 40 ms for data to send it with, and for a firewall the rest begins with the last packet.
+    """
+    sock = _tcp_socket(driver)
+    if sock is not None and hasattr(socket, "TCP_QUICKACK"):
+        with contextlib.suppress(OSError):  # closed a moment ago: the end will be noticed elsewhere
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def _tcp_socket(driver: asyncpg.Connection[Any]) -> Any:
+    sock = transport_of(driver).get_extra_info("socket")
+    return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
 
 
 def _identity(row: tuple[str | None, ...] | None) -> Identity:
