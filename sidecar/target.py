@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sidecar.catalogue import known_limits
-from sidecar.core.advice import Policy, advise
+from sidecar.core.advice import Policy, advise, after_trials
 from sidecar.core.attribution import defaults
 from sidecar.core.budget import Declared, connections_to_spare
 from sidecar.core.evidence import Observation, Outage
@@ -19,6 +19,8 @@ from sidecar.core.latency import PingCost, PingLedger
 from sidecar.core.outages import over
 from sidecar.core.readiness import readiness
 from sidecar.core.recommendation import Recommendation
+from sidecar.core.trials import Setup, TrialResult, counterfactuals, due_in, recommended, rest_for
+from sidecar.core.verdict import Activity, ApplicationSettings
 from sidecar.core.views import Readiness, TargetView
 from sidecar.metrics import Metrics
 from sidecar.probes.endpoint import Endpoint
@@ -26,12 +28,14 @@ from sidecar.probes.heartbeat import Watch
 from sidecar.probes.observer import keep_observing
 from sidecar.probes.pool import CheckedOut, Closed, HeldPool, PoolFact, PrePinged, TurnFailed
 from sidecar.probes.surveyor import Surveyor
+from sidecar.probes.trial import NotBegun, try_out
 from sidecar.settings import Settings
 
 log = logging.getLogger("sidecar.target")
 
 VIEW_SECONDS = 0.2  # a view may be this old: probes and dashboards ask more often than anything changes
 PING_COST_SECONDS = 60.0  # between two looks at what a ping costs: its last digit is no news
+TRIAL_LOOK_SECONDS = 1.0
 REMEMBERED = 10_000  # observations and outages kept in memory, each
 
 _T = TypeVar("_T", Observation, Outage)
@@ -63,6 +67,11 @@ class Target:
             ping_overhead=settings.policy.ping_overhead,
         )
         self._declared: Declared | None = None
+        self._activity: Activity | None = None
+        self._spare = 0  # connections the server can spare for measuring
+        self._trials: list[TrialResult] = []
+        told = self._target.application
+        self._application = None if told is None else ApplicationSettings(**told.model_dump())
         self._ledger = PingLedger()
         self._ping: PingCost | None = None
         self._ping_looked_at = 0.0
@@ -94,6 +103,7 @@ class Target:
         if self._target.idle.enabled:
             # Nothing is opened before the server has said how much it can spare.
             yield f"{self.name}/idle", self._surveyor.run(Budget(connections=0))
+        yield f"{self.name}/trials", self._keep_trying()
 
     async def close(self) -> None:
         """Drop what the tasks leave open when they are cancelled."""
@@ -131,6 +141,32 @@ class Target:
             self._pool.follow(advice.settings.pool_recycle)
         self._view, self._viewed_at = self._look(), self._loop.time()
 
+    async def _keep_trying(self) -> None:
+        """Put the advice to the test on this very path, once it stands and then once a day."""
+        while True:
+            await asyncio.sleep(TRIAL_LOOK_SECONDS)
+            advice = self._derive()
+            rest = rest_for(advice)
+            if rest is None or self._declared is None or not self._spare:
+                continue
+            for setup in (recommended(advice), *counterfactuals(advice, self._application)):
+                if due_in(self._trials, setup, time.time()) == 0:
+                    await self._try(setup, rest)
+
+    async def _try(self, setup: Setup, rest_seconds: float) -> None:
+        try:
+            result = await try_out(self._endpoint, setup, rest_seconds)
+        except NotBegun as error:
+            log.debug("trial not begun", extra={"target": self.name, "setup": setup.name, "error": str(error)})
+            return
+        self._trials = [*(trial for trial in self._trials if trial.setup != setup), result]
+        level = logging.WARNING if setup.name == "recommended" and result.outcome != "ok" else logging.INFO
+        log.log(
+            level,
+            "trial ended",
+            extra={"target": self.name, "setup": setup.name, "outcome": result.outcome, "error": result.error},
+        )
+
     # -- what the parts tell --------------------------------------------------------------------------------------
 
     def _observed(self, observation: Observation) -> None:
@@ -155,10 +191,13 @@ class Target:
             },
         )
 
-    def _declares(self, declared: Declared) -> None:
-        self._declared = declared
+    def _declares(self, declared: Declared, activity: Activity | None) -> None:
+        self._declared, self._activity = declared, activity
+        if activity is not None:
+            self._metrics.application_seen(self.name, activity.connections, activity.longest_idle_seconds)
         own = sum(self._connections().values())
         spare = connections_to_spare(declared, self._target.idle.connections, own)
+        self._spare = spare
         if spare and self._measuring_since is None:
             self._measuring_since = self._loop.time()
         self._surveyor.tell(Budget(connections=spare))
@@ -198,6 +237,9 @@ class Target:
     # -- what others see ------------------------------------------------------------------------------------------
 
     def _advise(self) -> Recommendation:
+        return after_trials(self._derive(), self._trials, policy=self._policy, shortest_rest=self._target.idle.floor)
+
+    def _derive(self) -> Recommendation:
         now = self._loop.time()
         if self._ping is None or now - self._ping_looked_at >= PING_COST_SECONDS:
             self._ping, self._ping_looked_at = self._ledger.cost(), now
@@ -209,6 +251,8 @@ class Target:
             declared=self._declared,
             ping=self._ping,
             outages=tuple(self.outages.values()),
+            application=self._application,
+            activity=self._activity,
             catalogue=known_limits(),
         )
 

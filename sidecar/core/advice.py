@@ -21,7 +21,7 @@ handles. They harm nowhere, so they are always part of the advice.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor
 
 from sidecar.core.attribution import KnownLimit, likely_culprits
@@ -29,7 +29,7 @@ from sidecar.core.budget import Declared
 from sidecar.core.evidence import Outage, Spell
 from sidecar.core.facts import Death
 from sidecar.core.idle import IdleStatus
-from sidecar.core.latency import PING_ROUND_TRIPS, PingCost
+from sidecar.core.latency import PING_ROUND_TRIPS, PING_ROUND_TRIPS_AUTOCOMMIT, PingCost
 from sidecar.core.recommendation import (
     FailoverFigures,
     IdleLimit,
@@ -43,10 +43,14 @@ from sidecar.core.recommendation import (
     SocketOptions,
     Status,
 )
+from sidecar.core.trials import TrialResult, recommended, verification
+from sidecar.core.verdict import Activity, ApplicationSettings, about_activity, judge_application
 
 USER_TIMEOUT_MS = 5000  # longer than a few retransmissions, shorter than anybody's patience
 LONGEST_KEEPALIVE_IDLE = 120  # seconds; well below every layer-4 default in the catalogue
 UNPROVEN_KEEPALIVE_IDLE = 30  # half the shortest layer-4 default known
+LONGEST_UNPINGED_REST = 30.0  # seconds; a connection used so recently is worth the risk of one retry
+UNPINGED_SHARE = 0.1  # of the proven rest
 DECLARED_TOLERANCE = 0.05
 KEEPALIVE_SHARE = 0.4  # of the proven rest: one lost keepalive must not matter
 
@@ -69,22 +73,60 @@ def advise(
     declared: Declared | None = None,
     ping: PingCost | None = None,
     outages: Sequence[Outage] = (),
+    application: ApplicationSettings | None = None,
+    activity: Activity | None = None,
     catalogue: Iterable[KnownLimit] = (),
 ) -> Recommendation:
-    """The advice for one target. `shortest_rest` is the first rest under test (seconds), for the time before proof."""
+    """The advice for one target, before it has been tried (see `after_trials`).
+
+    `shortest_rest` is the first rest under test (seconds), for the time before proof.
+    """
     limit = _idle_limit(idle, catalogue)
     reasons, warnings = _remarks(idle, declared)
     recycle, why = _pool_recycle(policy, shortest_rest, limit, declared)
+    ping_after, about_ping = _selective_pre_ping(policy, idle, limit, ping, outages, application)
+    if activity is not None:
+        warnings += about_activity(activity, limit)
     return Recommendation(
         target=target,
         status=idle.status,
-        settings=PoolSettings(pool_recycle=recycle, pool_pre_ping=True),
+        settings=PoolSettings(
+            pool_recycle=recycle, pool_pre_ping=ping_after is None, selective_pre_ping_after=ping_after
+        ),
         socket=SocketOptions(keepalive=_keepalive(limit), user_timeout_ms=USER_TIMEOUT_MS),
         idle_limit=limit,
         pre_ping_cost=_ping_cost(ping),
         failover=_failover(outages),
-        reasons=(why, *reasons),
+        application=judge_application(application, limit),
+        reasons=(why, *reasons, about_ping),
         warnings=warnings,
+    )
+
+
+def after_trials(
+    advice: Recommendation, trials: Sequence[TrialResult], *, policy: Policy, shortest_rest: float
+) -> Recommendation:
+    """The advice with what its latest trial showed; withdrawn to the cautious answer when the trial failed."""
+    setup = recommended(advice)
+    verified = verification(trials, setup)
+    if verified is None or verified.outcome == "ok":
+        return replace(advice, verification=verified)
+    why = next(trial.error for trial in reversed(trials) if trial.setup == setup and trial.outcome != "ok")
+    cautious = max(1, int(min(policy.safety * shortest_rest, advice.settings.pool_recycle)))
+    return replace(
+        advice,
+        status=Status.PROVISIONAL,
+        settings=PoolSettings(pool_recycle=cautious, pool_pre_ping=True),
+        verification=verified,
+        warnings=(
+            Remark(
+                code="trial_failed",
+                text=f"The advice (pool_recycle = {advice.settings.pool_recycle} s) is withdrawn: a pool with exactly"
+                f" these settings failed after {verified.idle_seconds:.1f} s of rest ({why}). Until a trial succeeds,"
+                " the cautious setting stands.",
+            ),
+            *advice.warnings,
+        ),
     )
 
 
@@ -204,7 +246,6 @@ def _remarks(idle: IdleStatus, declared: Declared | None) -> tuple[tuple[Remark,
     reasons.append(_about_the_limit(idle))
     if idle.death is not None:
         reasons.append(Remark(code=f"death_{idle.death}", text=f"Idle connections die {_DEATH_TOLD[idle.death]}."))
-    reasons.append(_about_pre_ping(idle.death))
     if idle.death is Death.SILENT:
         warnings.append(
             Remark(
@@ -264,20 +305,55 @@ def _about_the_limit(idle: IdleStatus) -> Remark:
     )
 
 
-def _about_pre_ping(death: Death | None) -> Remark:
-    if death is None:
-        return Remark(
-            code="pre_ping_kept", text="Pre-ping stays on: how connections die on this path is not known yet."
-        )
-    if death is Death.SILENT:
-        return Remark(
-            code="pre_ping_kept",
-            text="Pre-ping stays on: together with TCP_USER_TIMEOUT it turns a hang into a reconnect.",
-        )
-    return Remark(
-        code="pre_ping_kept",
-        text="Pre-ping stays on: it finds connections that died this way, and those lost in restarts and failovers.",
+def _selective_pre_ping(
+    policy: Policy,
+    idle: IdleStatus,
+    limit: IdleLimit | None,
+    ping: PingCost | None,
+    outages: Sequence[Outage],
+    application: ApplicationSettings | None,
+) -> tuple[float | None, Remark]:
+    """The rest after which pinging is worth its price (seconds); None = ping at every checkout."""
+    kept = _why_pre_ping_is_kept(idle, outages)
+    dear = _why_ping_is_dear(policy, ping, application)
+    if kept is not None or dear is None or limit is None:
+        return None, Remark(code="pre_ping_kept", text=f"Pre-ping stays on: {kept or 'it costs little here.'}")
+    after = max(1.0, min(LONGEST_UNPINGED_REST, UNPINGED_SHARE * limit.proven_seconds))
+    return after, Remark(
+        code="pre_ping_selective",
+        text=f"{dear} pool_recycle below the proven limit is the first defence; ping only connections that rested"
+        f" longer than {after:.0f} s. (Under AUTOCOMMIT a ping costs {PING_ROUND_TRIPS_AUTOCOMMIT} round trip instead"
+        f" of {PING_ROUND_TRIPS}.)",
     )
+
+
+def _why_pre_ping_is_kept(idle: IdleStatus, outages: Sequence[Outage]) -> str | None:
+    if idle.death is None:
+        return "how connections die on this path is not known yet."
+    if idle.status is not Status.VERIFIED:
+        return "the limit is not verified yet."
+    if outages:
+        return f"{len(outages)} outages were seen, and it finds the connections they leave dead."
+    if idle.death is Death.SILENT:
+        return "together with TCP_USER_TIMEOUT it turns a hang into a reconnect."
+    return None
+
+
+def _why_ping_is_dear(policy: Policy, ping: PingCost | None, application: ApplicationSettings | None) -> str | None:
+    if ping is None:
+        return None
+    if ping.overhead_low is not None and ping.overhead_low > policy.ping_overhead:
+        return (
+            f"Pre-ping takes {100 * (ping.overhead_ratio or 0):.0f} % of the time of a checkout with one query"
+            f" ({PING_ROUND_TRIPS} round trips), more than the {100 * policy.ping_overhead:.0f} % allowed."
+        )
+    target = application.checkout_p99 if application is not None else None
+    if target is not None and ping.p99_seconds is not None and ping.p99_seconds > target:
+        return (
+            f"A pre-ping takes {1000 * ping.p99_seconds:.1f} ms at the 99th percentile, more than the application's"
+            f" target for a checkout ({1000 * target:g} ms)."
+        )
+    return None
 
 
 def _about_declared(idle: IdleStatus, declared: Declared | None) -> list[Remark]:

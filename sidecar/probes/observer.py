@@ -1,6 +1,7 @@
-"""Asks the server, now and then, what it declares: timeouts, keepalive, how full it is.
+"""Asks the server, now and then, what it declares: timeouts, keepalive, how full it is, and how long the
+application's own sessions have rested.
 
-One short connection a minute, one query, no privileges. What the server declares is no measurement: a pooler passes
+One short connection a minute, two queries, no privileges. What the server declares is no measurement: a pooler passes
 PostgreSQL's value on although its own timer decides. It is compared with what was measured, and it bounds the advice
 while nothing has been measured.
 """
@@ -13,8 +14,9 @@ import random
 from collections.abc import Callable
 
 from sidecar.core.budget import Declared
-from sidecar.probes.endpoint import CannotConnect, Endpoint
-from sidecar.probes.wire import ConnectionEnded
+from sidecar.core.verdict import Activity
+from sidecar.probes.endpoint import APPLICATION, CannotConnect, Endpoint
+from sidecar.probes.wire import ConnectionEnded, ProbeConnection
 
 log = logging.getLogger("sidecar.observer")
 
@@ -36,13 +38,47 @@ SELECT current_setting('server_version'),
 """
 
 
-async def observe(endpoint: Endpoint) -> Declared:
+# The application's sessions: our own role's, from where we come from, because a sidecar shares its address with the
+# application. A role may always see its own sessions.
+_ACTIVITY = f"""
+SELECT count(*) FILTER (WHERE state = 'active'), count(*) FILTER (WHERE state = 'idle'),
+ count(*) FILTER (WHERE state LIKE 'idle in transaction%'),
+ extract(epoch FROM max(now() - state_change) FILTER (WHERE state = 'idle')),
+ extract(epoch FROM max(now() - backend_start)),
+ extract(epoch FROM max(now() - state_change) FILTER (WHERE state LIKE 'idle in transaction%'))
+FROM pg_stat_activity
+WHERE usename = current_user AND datname = current_database() AND client_addr IS NOT DISTINCT FROM inet_client_addr()
+ AND application_name NOT LIKE '{APPLICATION}/%'
+"""  # noqa: S608 - a constant
+
+
+async def observe(endpoint: Endpoint) -> tuple[Declared, Activity | None]:
     """Ask once. A server that would not tell declares nothing; raises CannotConnect or ConnectionEnded."""
     connection = await endpoint.open("observer", deadline_seconds=DEADLINE_SECONDS)
     try:
-        row = await connection.query(_QUERY, DEADLINE_SECONDS)
+        declared = _declared(await connection.query(_QUERY, DEADLINE_SECONDS), connection)
+        return declared, _activity(await connection.query(_ACTIVITY, DEADLINE_SECONDS))
     finally:
         connection.terminate()
+
+
+def _activity(row: tuple[str | None, ...] | None) -> Activity | None:
+    if row is None:
+        return None
+    active, idle, in_transaction, longest_idle, oldest, longest_in_transaction = row
+    return Activity(
+        connections={
+            "active": _int(active) or 0,
+            "idle": _int(idle) or 0,
+            "idle_in_transaction": _int(in_transaction) or 0,
+        },
+        longest_idle_seconds=_float(longest_idle),
+        oldest_seconds=_float(oldest),
+        longest_idle_in_transaction_seconds=_float(longest_in_transaction),
+    )
+
+
+def _declared(row: tuple[str | None, ...] | None, connection: ProbeConnection) -> Declared:
     if row is None:
         log.info("server declares nothing", extra={"refusal": connection.refusal})
         return Declared()
@@ -59,16 +95,16 @@ async def observe(endpoint: Endpoint) -> Declared:
     )
 
 
-async def keep_observing(endpoint: Endpoint, tell: Callable[[Declared], None]) -> None:
+async def keep_observing(endpoint: Endpoint, tell: Callable[[Declared, Activity | None], None]) -> None:
     """Ask for ever. A database that cannot be reached is asked again soon; the heartbeat tells about outages."""
     while True:
         pause = EVERY_SECONDS
         try:
-            declared = await observe(endpoint)
+            declared, activity = await observe(endpoint)
         except (CannotConnect, ConnectionEnded):
             pause = RETRY_SECONDS
         else:
-            tell(declared)
+            tell(declared, activity)
         await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
 
 

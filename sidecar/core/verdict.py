@@ -1,0 +1,108 @@
+"""Is the application safe with what it runs today? And what would have happened to it.
+
+`pool_recycle` at or below the proven rest protects by itself: whatever is handed out is younger. Beyond it lies a
+window in which dead connections are handed out; there pre-ping decides, and pre-ping is blind to a silent death.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sidecar.core.facts import Death
+from sidecar.core.recommendation import IdleLimit, Remark, Verdict
+
+HANG = "hangs until the kernel gives up, about 15 minutes by default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationSettings:
+    """What the application's pool runs with; None where it was not told."""
+
+    pool_recycle: float | None = None  # seconds; -1 = never
+    pool_pre_ping: bool | None = None
+    checkout_p99: float | None = None  # seconds its checkouts should stay below
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """The application's sessions as the server shows them to their own role."""
+
+    connections: Mapping[str, int] = field(default_factory=dict)  # by state, as pg_stat_activity names it
+    longest_idle_seconds: float | None = None
+    oldest_seconds: float | None = None
+    longest_idle_in_transaction_seconds: float | None = None
+
+
+def judge_application(settings: ApplicationSettings | None, limit: IdleLimit | None) -> Verdict:
+    """`protected`, `exposed` or `unknown`, with a sentence that says what happens."""
+    if settings is None:
+        return Verdict(verdict="unknown", because="The application's settings are not known (targets.*.application).")
+    if limit is None or limit.proven_seconds <= 0:
+        return Verdict(verdict="unknown", because="Nothing is proven about this path yet.")
+    recycle = settings.pool_recycle
+    if recycle is not None and 0 <= recycle <= limit.proven_seconds:
+        return Verdict(
+            verdict="protected",
+            because=f"pool_recycle = {recycle:g} s: no connection older than that is handed out, and"
+            f" {limit.proven_seconds:.1f} s of rest are proven to survive.",
+        )
+    if limit.death is None:
+        return Verdict(
+            verdict="unknown",
+            because=f"Connections survived {limit.proven_seconds:.0f} s of rest so far; whether they survive until"
+            f" {_age(recycle)} is not known yet.",
+        )
+    return _without_recycle(settings, limit)
+
+
+def _without_recycle(settings: ApplicationSettings, limit: IdleLimit) -> Verdict:
+    limited = f"connections that rested longer than {limit.proven_seconds:.1f} s are dead, and"
+    handed_out = f"pool_recycle ({_age(settings.pool_recycle)}) lets the pool hand them out"
+    silent = limit.death is Death.SILENT
+    if settings.pool_recycle is None or settings.pool_pre_ping is None:
+        missing = "pool_recycle" if settings.pool_recycle is None else "pool_pre_ping"
+        return Verdict(verdict="unknown", because=f"The application's {missing} is not known, and it decides here.")
+    if not settings.pool_pre_ping:
+        happens = f"the next query on one {HANG}" if silent else "the next query on one fails with a disconnect error"
+        return Verdict(verdict="exposed", because=f"On this path {limited} {handed_out}: {happens}.")
+    if silent:
+        return Verdict(
+            verdict="exposed",
+            because=f"On this path {limited} {handed_out}. The pre-ping does not help: it {HANG}, because nothing"
+            " answers it.",
+        )
+    return Verdict(
+        verdict="protected",
+        because=f"On this path {limited} {handed_out}; pre-ping finds them at checkout and reconnects.",
+    )
+
+
+def about_activity(activity: Activity, limit: IdleLimit | None) -> tuple[Remark, ...]:
+    """What the server shows of the application's sessions, where it points to trouble no pool setting cures."""
+    remarks = []
+    in_transaction = activity.longest_idle_in_transaction_seconds
+    if in_transaction is not None and in_transaction > 60:
+        remarks.append(
+            Remark(
+                code="idle_in_transaction",
+                text=f"A session of the application has been idle in a transaction for {in_transaction:.0f} s: a leaked"
+                " or forgotten connection. Neither pre-ping nor recycle cures that; find the code that holds it.",
+            )
+        )
+    rest = activity.longest_idle_seconds
+    if rest is not None and limit is not None and limit.dead_by_seconds is not None and rest > limit.dead_by_seconds:
+        remarks.append(
+            Remark(
+                code="application_rests_too_long",
+                text=f"The server still counts a session of the application that has rested {rest:.0f} s, longer than"
+                f" connections live on this path ({limit.dead_by_seconds:.1f} s): its client's end is probably dead.",
+            )
+        )
+    return tuple(remarks)
+
+
+def _age(recycle: float | None) -> str:
+    if recycle is None:
+        return "not known"
+    return "never" if recycle < 0 else f"{recycle:g} s"
