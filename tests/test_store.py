@@ -101,6 +101,17 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite+aiosqlite:///{path}"
 
 
+@pytest.fixture(autouse=True)
+async def _no_thread_is_left() -> AsyncIterator[None]:
+    before = store_threads()
+    yield
+    await until(lambda: store_threads() <= before)
+
+
+def store_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")}
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store nobody has used yet."""
@@ -378,12 +389,25 @@ async def test_declarations_and_migrations_agree(url: str) -> None:
 
         await connection.run_sync(lambda c: command.downgrade(schema.alembic_config(c), "base"))
         assert list(await connection.run_sync(reflected)) == [tables.version.name]
-        await connection.execute(text(f"DROP TABLE {tables.version.name}"))
 
         await connection.run_sync(schema.bring_to_head)
         assert await connection.run_sync(differences) == []
         assert await connection.run_sync(reflected) == migrated
     assert logging_configuration() == logging_before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [schema.bring_to_head, lambda connection: command.upgrade(schema.alembic_config(connection), "head")],
+    ids=["declared", "migrated"],
+)
+async def test_a_schema_change_happens_as_a_whole_or_not_at_all(url: str, make: Callable[[Connection], None]) -> None:
+    async with connection_to(url) as connection:
+        await connection.run_sync(make)
+        assert len(await connection.run_sync(reflected)) == 3
+        await connection.rollback()
+    async with connection_to(url) as connection:
+        assert await connection.run_sync(reflected) == {}
 
 
 def logging_configuration() -> tuple[object, ...]:
@@ -529,10 +553,10 @@ async def test_a_full_disk_delays_evidence_and_loses_none(volume: Path, caplog: 
     assert messages(caplog) == ["store unavailable, keeping evidence in memory", "store available again"]
 
 
-async def test_a_full_disk_from_the_start_does_not_leave_half_a_schema(volume: Path) -> None:
+async def test_a_disk_full_from_the_start_is_only_a_delay(volume: Path) -> None:
     url = sqlite_url(volume / "evidence.db")
     ballast = volume / "ballast"
-    ballast.write_bytes(bytes(240 * 1024))  # room for the journal and some pages
+    ballast.write_bytes(bytes(240 * 1024))  # leaves room for the file, but not for the tables
     store = store_at(url)
     await store.load()
     assert "full" in (store.warning or "")
@@ -901,7 +925,7 @@ async def test_the_password_is_nowhere(
 async def test_at_rest_the_store_holds_no_connection_no_file_and_no_thread(
     tmp_path: Path, postgres: PostgresServer
 ) -> None:
-    threads = threading.active_count()
+    threads = store_threads()
     stores = [store_at(sqlite_url(tmp_path / "evidence.db")), store_at(await fresh_database(postgres))]
     async with contextlib.AsyncExitStack() as stack:
         for store in stores:
@@ -911,9 +935,11 @@ async def test_at_rest_the_store_holds_no_connection_no_file_and_no_thread(
             await written(store)
 
         process = psutil.Process()
-        await until(lambda: threading.active_count() == threads)
-        assert not [file.path for file in process.open_files() if "evidence.db" in file.path]
-        assert not [peer for peer in process.net_connections("tcp") if peer.raddr and peer.raddr.port == postgres.port]
+        await until(lambda: store_threads() == threads)
+        await until(lambda: not [file for file in process.open_files() if "evidence.db" in file.path])
+        await until(
+            lambda: not [c for c in process.net_connections("tcp") if c.raddr and c.raddr.port == postgres.port]
+        )
 
 
 async def test_postgresql_is_told_who_is_writing(make_server: Callable[..., PostgresServer]) -> None:

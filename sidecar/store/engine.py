@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, NullPool, event
 from sqlalchemy.exc import DataError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 _APPLICATION_NAME = "connection-health-sidecar/store"
 _SQLITE_BUSY_SECONDS = 1.0  # waiting for another process to release its lock
@@ -42,23 +40,16 @@ def create_engine(url: URL) -> AsyncEngine:
         url,
         poolclass=None if _is_in_memory(url) else NullPool,
         hide_parameters=True,
-        # Without an isolation level, sqlite3 leaves transactions to us: it would begin none for a CREATE TABLE.
-        connect_args={"timeout": _SQLITE_BUSY_SECONDS, "isolation_level": None},
+        connect_args={"timeout": _SQLITE_BUSY_SECONDS},
     )
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A writer locks first: once it has read, it may no longer wait for another one's lock.
-        connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE"))
+        # sqlite3 by itself begins no transaction for a CREATE TABLE. And lock first: who has read already may not wait
+        # for a writer any more. (A read-only file is read all the same.)
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
-
-
-@asynccontextmanager
-async def reading(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A connection that takes no lock for writing, so that a read-only file will do."""
-    async with engine.execution_options(sqlite_begin="BEGIN").connect() as connection:
-        yield connection
 
 
 def place(url: URL) -> str:

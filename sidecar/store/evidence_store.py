@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sidecar.core.evidence import Observation, Outage
 from sidecar.store import queries, schema, tables
-from sidecar.store.engine import complaint, create_engine, place, reading, refuses_content
+from sidecar.store.engine import complaint, create_engine, place, refuses_content
 
 log = logging.getLogger("sidecar.store")
 
@@ -139,7 +139,7 @@ class EvidenceStore:
         try:
             async with self._lock, asyncio.timeout(self._deadline_seconds):
                 await self._check_schema()
-                async with reading(self._engine) as connection:
+                async with self._engine.connect() as connection:
                     histories = {key[0]: await self._history(connection, *key) for key in self._databases.items()}
         except Exception as error:  # noqa: BLE001 - whatever it is, the service must start
             self._unavailable(error)
@@ -173,6 +173,9 @@ class EvidenceStore:
                 "evidence lost, the store did not take it before the end",
                 extra={"store": self._place, "records": len(self._pending), "error": self._unavailable_because},
             )
+        if self._unavailable_because:
+            # aiosqlite does not wait for the thread of a failed attempt, which then complains that the loop is closed.
+            await asyncio.sleep(0.05)
 
     async def _write(self) -> bool:
         """Write the next batch, if there is one. False when the store is unavailable; then nothing has changed."""
@@ -184,7 +187,7 @@ class EvidenceStore:
                     if batch:  # not so while waiting for a store that could not be loaded from
                         await self._insert(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, the records stay and the writer lives
-                if not refuses_content(error):
+                if not self._schema_checked or not refuses_content(error):
                     self._unavailable(error)
                     return False
                 if len(batch) > 1:
@@ -204,7 +207,7 @@ class EvidenceStore:
         """Once, and again after every failure: the file may be another one by now."""
         if self._schema_checked:
             return
-        async with reading(self._engine) as connection:
+        async with self._engine.connect() as connection:
             found = await connection.run_sync(schema.revision)
         if found != schema.HEAD:
             async with self._engine.begin() as connection:

@@ -41,7 +41,7 @@ def bring_to_head(connection: Connection) -> None:
     found = revision(connection)
     if found is None:
         tables.metadata.create_all(connection)
-        tables.version.create(connection)
+        tables.version.create(connection, checkfirst=True)
         connection.execute(insert(tables.version).values(version_num=HEAD))
     elif found != HEAD:
         _migrate(connection, found)
