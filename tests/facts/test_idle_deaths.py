@@ -49,7 +49,11 @@ async def resting(
     server: PostgresServer, port: int | None = None, **settings: str
 ) -> AsyncIterator[tuple[Any, Witness]]:
     async with driver_for(server, port, server_settings=settings) as driver:
-        yield driver, Witness(driver)
+        witness = Witness(driver)
+        # A backend told to die while it is still finishing the last answer dies without a word (1 of 25 trials on a busy
+        # machine): last words are best effort, and the facts here are about connections at rest.
+        await asyncio.sleep(0.2)
+        yield driver, witness
 
 
 class TestFatal:
@@ -139,7 +143,7 @@ class TestFatal:
 
 class TestOnThePath:
     async def test_a_fin_is_noticed_at_once(self, postgres: PostgresServer, make_path: MakePath) -> None:
-        path = await make_path(postgres, fault="close", idle_limit=0.2)
+        path = await make_path(postgres, fault="close", idle_limit=0.4)
         async with resting(postgres, path.port) as (driver, witness):
             await until(lambda: witness.terminated)
             assert driver.is_closed()
@@ -153,7 +157,7 @@ class TestOnThePath:
             assert driver.is_closed()
 
     async def test_reset_on_use_is_found_only_by_using(self, postgres: PostgresServer, make_path: MakePath) -> None:
-        path = await make_path(postgres, fault="reset", idle_limit=0.2)
+        path = await make_path(postgres, fault="reset", idle_limit=0.4)
         async with resting(postgres, path.port) as (driver, witness):
             await asyncio.sleep(0.5)
             assert not witness.terminated
@@ -162,7 +166,7 @@ class TestOnThePath:
             assert driver.is_closed()
 
     async def test_silence_is_found_only_by_a_deadline(self, postgres: PostgresServer, make_path: MakePath) -> None:
-        path = await make_path(postgres, fault="silent", idle_limit=0.2)
+        path = await make_path(postgres, fault="silent", idle_limit=0.4)
         async with resting(postgres, path.port) as (driver, witness):
             await asyncio.sleep(0.5)
             use = asyncio.create_task(driver.execute("SELECT 1"))
