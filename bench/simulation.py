@@ -13,15 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
+from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.evidence import Observation
 from sidecar.core.facts import Died, Ending, Fact, Identity, Opened, OpenFailed, Survived
-from sidecar.core.idle import Budget, Close, Command, IdleMachine, Open, Record, Use
+from sidecar.core.idle import IdleMachine
 
 ENDINGS = {
     "silent": Ending(noticed="deadline"),
     "reset": Ending(noticed="using", signal="rst"),
     "close": Ending(noticed="reading", signal="fin"),
-    "fatal": Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="idle-session timeout"),
+    "fatal": Ending(
+        noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="idle-session timeout"
+    ),
 }
 
 
@@ -159,7 +162,8 @@ class Simulation:
             self._at(rest_began + limit, end)
 
     def _use(self, number: int) -> None:
-        connection = self._open[number]
+        if (connection := self._open.get(number)) is None:
+            return  # its death is already on the way
         self.used += 1
         idle = self.now - connection.used
         visible = self.world.death in ("close", "fatal")
@@ -170,27 +174,32 @@ class Simulation:
         else:
             connection.used = self.now
             self._watch(number)
-            self.tell(Survived(connection=number, idle_seconds=idle, seconds=0.0, identity=self._identity()))
+            self._tell_of(
+                number, Survived(connection=number, idle_seconds=idle, seconds=0.0, identity=self._identity())
+            )
 
     def _die(self, number: int, ending: Ending) -> None:
         connection = self._open[number]
         idle, age = self.now - connection.used, self.now - connection.opened
+        died = Died(connection=number, idle_seconds=idle, age_seconds=age, ending=ending)
+        self._tell_of(number, died, after=self.world.deadline if ending.noticed == "deadline" else 0.0)
 
-        def report() -> None:
-            if self._open.pop(number, None) is not None:
-                self.tell(Died(connection=number, idle_seconds=idle, age_seconds=age, ending=ending))
+    def _tell_of(self, number: int, fact: Died | Survived, after: float = 0.0) -> None:
+        """Facts arrive after the commands of the moment, and not at all when the machine has dropped the connection."""
 
-        if ending.noticed == "deadline" and self.world.deadline:
-            self._at(self.now + self.world.deadline, report)
-        else:
-            report()
+        def tell() -> None:
+            if number in self._open:
+                if isinstance(fact, Died):
+                    del self._open[number]
+                self.tell(fact)
+
+        self._at(self.now + after, tell)
 
     def _restart(self) -> None:
         self._life += 1
         ending = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P01", message="administrator")
-        for number in list(self._open):
-            if number in self._open:
-                self._die(number, ending)
-        for number in list(self._opening):
+        for number in self._open:
+            self._die(number, ending)
+        for number in list(self._opening):  # whatever is tried now fails; the next attempt succeeds
             self._opening.discard(number)
             self.tell(OpenFailed(connection=number, error="connection refused"))

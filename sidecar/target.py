@@ -12,9 +12,10 @@ from sidecar.catalogue import known_limits
 from sidecar.core.advice import Policy, advise, after_trials
 from sidecar.core.attribution import defaults
 from sidecar.core.budget import Declared, connections_to_spare
+from sidecar.core.commands import Budget
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.facts import Cause, Disturbed
-from sidecar.core.idle import Budget, IdleMachine, IdleStatus, Stage
+from sidecar.core.idle import IdleMachine, IdleStatus, Stage
 from sidecar.core.latency import PingCost, PingLedger
 from sidecar.core.outages import over
 from sidecar.core.readiness import readiness

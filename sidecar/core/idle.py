@@ -3,24 +3,28 @@
 Theory of operation
 ===================
 
-The machine owns at most `connections` probe connections. Each one rests until its goal and is then used once; the
-answer, or its absence, is the evidence (see `knowledge`). Which rests to try is planned by `ladder`; what counts as an
-idle death is judged by `deaths`. What is left is the course of the measurement, in stages:
+The machine owns at most `connections` probe connections. Each is opened, rests until its goal, is used once and given
+up; the answer, or its absence, is the evidence (see `knowledge`). Which rests to try is planned by `ladder`; what
+counts as an idle death is judged by `deaths`. What is left is the course of the measurement. Its stage follows from the
+knowledge alone:
 
     LADDER   all connections age towards the next untested rungs, until one dies
     REFINE   the staggered ages are used to narrow the bracket to a few percent      -> status `provisional`
     CONFIRM  a second, independent death just above the bracket                      -> status `confirmed`
-    VOLLEY   fresh connections, all at once, just below the bracket                  -> status `verified`
-    MONITOR  two fresh connections at a time: a guard just below the limit, and a ruler at fractions of it, which
-             would meet a shorter limit early and a longer one at the end
+    VOLLEY   as many connections as there are rest just below the bracket, one above -> status `verified`
+    MONITOR  two connections at a time: a guard just below the limit, and a ruler at fractions of it, which would
+             meet a shorter limit early and a longer one at the end
+
+A change of stage closes nothing: connections were never used, so whatever their age, they serve the next stage too.
+Only a new *regime* starts afresh: when a verified limit is contradicted, it has changed, and older evidence is history.
+A guard that dies makes the limit suspect at once; a volley then tells an accident from a change.
 
 A death is never believed on the spot. Its place is taken by a fresh connection, and only when that one has answered
 (with the same server life, and after a moment in which other deaths may show) is the death judged. The replacement is
 the control, so controls cost no connection beyond the budget.
 
-A survival at or beyond a fatal rest voids the death at once and sends the machine back to the LADDER. In MONITOR a
-contradiction opens a new *regime*: the limit has changed, older evidence is history. A guard that dies makes the limit
-suspect at once; a fresh volley then tells an accident from a change.
+Where a use gets no answer, waiting for its deadline would delay the search; after a moment it is planned as if the
+connection had died, but believed only when it has.
 
 Time is an argument (`now`, monotonic seconds). The machine is deterministic: the same facts at the same times give the
 same commands.
@@ -31,24 +35,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from math import inf, sqrt
+from math import inf
 
-from sidecar.core.deaths import judge, moved
+from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
+from sidecar.core.deaths import Case, Inquest
 from sidecar.core.evidence import Observation
 from sidecar.core.facts import Cause, Death, Died, Disturbed, Fact, Identity, Opened, OpenFailed, Survived
-from sidecar.core.knowledge import Knowledge, Witness
+from sidecar.core.knowledge import BEYOND, CONFIRM_WITHIN, Knowledge, Trial
 from sidecar.core.ladder import Prior, best_test, has_sentinel, next_rung, rungs, settled
 from sidecar.core.recommendation import Status
 from sidecar.core.views import ProbeView
 
 OPENING_SPACING_SECONDS = 0.1  # openings are spread out: no burst of handshakes on the target
-SETTLE_SECONDS = 0.25  # after a death, so that others of the same moment can show before it is judged
+BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to open one connection
+PATIENCE_SECONDS = 1.0  # a use not answered by then is planned as a death
 RETRACT_SECONDS = 10.0  # a disturbance reported by others may come this late
-BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to open
-VOLLEY_REST = 0.98  # of the longest rest survived
-CONFIRM_WITHIN = 1.03  # of the shortest fatal rest
-SEVERAL_POPULATIONS_RATIO = 1.1  # bracket at which the search by volleys ends: each one costs a whole rest
-RULER = (1 / 8, 1 / 4, 1 / 8, 1 / 2, 1 / 8, 1 / 4, 1 / 8, 1.0)  # of the shortest fatal rest
+SMALLEST_VOLLEY = 3
+TOO_OLD = 1.03  # a connection that rested this much more than the rest in question says little about it
+RULER = (1 / 8, 1 / 4, 1 / 8, 1 / 2, 1 / 8, 1 / 4, 1 / 8, 1.01 * BEYOND)  # of the shortest fatal rest
+
+_SERVER_STOPPED = ("57P01", "57P02", "57P03")
 
 
 class Stage(StrEnum):
@@ -72,45 +78,6 @@ class Arm(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Open:
-    """Open a probe connection after a pause (the shell adds jitter), then report Opened or OpenFailed."""
-
-    connection: int
-    after_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """Use a rested connection once, then report Survived or Died."""
-
-    connection: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Close:
-    """Drop a connection at once. Nothing is reported."""
-
-    connection: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """Keep this observation. One recorded before under the same id is replaced: it has been judged anew."""
-
-    observation: Observation
-
-
-Command = Open | Use | Close | Record
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """How many connections the target can spare now; 0 pauses the measurement."""
-
-    connections: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class IdleStatus:
     """What is known, and how far the measurement is. Rests in seconds; None where nothing is known."""
 
@@ -127,39 +94,34 @@ class IdleStatus:
     exhausted: bool  # past the cap, and nothing died
     fresh_survivals: int  # rests of fresh connections near the limit, and how many of them died: the safe
     fresh_deaths: int  # interval is bounded by their number, not by the wish
+    transaction_pooler: bool  # one connection was answered by several backends
     probes: tuple[ProbeView, ...]
 
 
 @dataclass(slots=True)
 class _Probe:
-    """One connection's life as the machine knows it. `since` is when its present rest began."""
+    """One connection's life as the machine knows it: opening, resting, using, overdue (used, and no answer yet)."""
 
     connection: int
-    arm: Arm
+    arm: Arm = Arm.SEARCH
     goal: float | None = None  # rest to reach, then use; None = only rest
     state: str = "opening"
-    opened: float = 0.0
-    since: float = 0.0
+    since: float = 0.0  # when it was opened, or used
+    rested: float = 0.0  # before it was used
+    failures: int = 0
     identity: Identity = field(default_factory=Identity)
     doubt: Cause | None = None  # something happened while it was open: its death testifies to nothing
 
     def idle(self, now: float) -> float:
-        return now - self.since if self.state in ("resting", "using") else 0.0
+        return now - self.since if self.state == "resting" else self.rested
 
 
-@dataclass(slots=True)
-class _Suspicion:
-    """A death that waits for its judgement."""
+@dataclass(frozen=True, slots=True)
+class _Belief:
+    """A death believed lately, and what was known before: a disturbance reported late takes it back."""
 
-    died: Died
-    probe: _Probe
     at: float
-    answered: bool = False  # a fresh connection was opened since
-
-    @property
-    def settled_at(self) -> float:
-        """When others of the same moment would have shown. Only ends noticed at rest have a moment in common."""
-        return self.at + (SETTLE_SECONDS if self.died.ending.noticed == "reading" else 0.0)
+    observation: Observation
 
 
 class IdleMachine:
@@ -188,41 +150,44 @@ class IdleMachine:
         self._ladder = rungs(floor, cap, connections, self._defaults)
         self._prior = Prior(self._defaults)
         self._probes: dict[int, _Probe] = {}
-        self._suspicions: list[_Suspicion] = []
-        self._accepted: list[tuple[float, Observation]] = []  # deaths that may still be retracted
-        self._lives: dict[tuple[str | None, float | None], Identity] = {}  # server lives seen, the last one last
-        self._visible_ends: list[tuple[float, float]] = []  # (when, after which rest) of ends noticed at rest
+        self._inquest = Inquest()
+        self._believed: list[_Belief] = []
         self._serial = self._recorded = 0
-        self._failures = 0
         self._next_opening = -inf
         self._ruler_step = 0
-        self._regime = 1
+        self._pooled = False
         self._stage = Stage.LADDER
-        self._begin_regime()
-        self._resume(history)
+        self._regime = max((observation.regime for observation in history), default=1)
+        self._known = self._nothing_known()
+        for observation in history:
+            if observation.regime == self._regime:
+                self._learn(observation)
+        if self._known.changed:
+            self._regime += 1
+            self._known = self._nothing_known()
+        self._stage = self._stage_by_knowledge()
 
     # -- the machine's face ---------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called next; None while only facts can move the machine."""
-        due = [
-            probe.since + probe.goal
-            for probe in self._probes.values()
-            if probe.state == "resting" and probe.goal is not None
-        ]
-        due += [suspicion.settled_at for suspicion in self._suspicions if suspicion.answered]
-        return min(due, default=None)
+        due = [self._inquest.next_deadline, *(_deadline(probe) for probe in self._probes.values())]
+        return min((deadline for deadline in due if deadline is not None), default=None)
 
     def handle_timer(self, now: float) -> list[Command]:
         """Use what has rested enough, judge what has settled."""
         commands: list[Command] = []
-        for suspicion in [s for s in self._suspicions if s.answered and now >= s.settled_at]:
-            self._suspicions.remove(suspicion)
-            commands += self._judge(suspicion, now)
+        for case, cause in self._inquest.verdicts(now):
+            commands += self._judged(case, cause, now)
         for probe in self._probes.values():
-            if probe.state == "resting" and probe.goal is not None and now >= probe.since + probe.goal:
-                probe.state = "using"
-                commands.append(Use(connection=probe.connection))
+            deadline = _deadline(probe)
+            if deadline is None or now < deadline:
+                continue
+            if probe.state == "using":
+                probe.state = "overdue"
+                continue
+            probe.state, probe.since, probe.rested = "using", now, now - probe.since
+            commands.append(Use(connection=probe.connection))
         return commands + self._plan(now)
 
     def observe(self, fact: Fact | Budget, now: float) -> list[Command]:
@@ -237,7 +202,7 @@ class IdleMachine:
             case Died():
                 commands = self._died(fact, now)
             case Disturbed():
-                commands = self._disturbed(fact, now)
+                commands = self._disturbed(fact.cause, now)
             case Budget():
                 commands = self._budgeted(min(fact.connections, self._wanted))
         return commands + self._plan(now)
@@ -248,28 +213,22 @@ class IdleMachine:
 
     def status(self, now: float) -> IdleStatus:
         """What is known and how far the measurement is; cheap, changes nothing."""
-        known = self._known
-        high = known.high if known.high < inf else None
-        witness = known.witness
-        proven = known.proven or None
-        estimate = None
-        if high is not None and witness is not None:
-            visible = witness.death in (Death.CLOSED, Death.FATAL) and not known.several_populations
-            estimate = high if visible else (known.low + high) / 2 if known.low else None
+        known, witness = self._known, self._known.witness
         return IdleStatus(
-            status=self._status(),
+            status=known.status,
             stage=self._stage,
-            suspect=self._suspect,
+            suspect=known.suspect,
             regime=self._regime,
-            proven_seconds=proven,
-            dead_by_seconds=high,
-            estimate_seconds=estimate,
-            death=witness.death if witness and high else None,
-            sqlstate=witness.sqlstate if witness and high else None,
+            proven_seconds=known.proven or None,
+            dead_by_seconds=None if witness is None else witness.idle_seconds,
+            estimate_seconds=known.estimate,
+            death=None if witness is None else witness.death,
+            sqlstate=None if witness is None else witness.sqlstate,
             several_populations=known.several_populations,
-            exhausted=high is None and known.longest >= self._cap,
-            fresh_survivals=self._fresh_survivals,
-            fresh_deaths=self._fresh_deaths,
+            exhausted=known.exhausted,
+            fresh_survivals=known.fresh_survivals,
+            fresh_deaths=known.fresh_deaths,
+            transaction_pooler=self._pooled,
             probes=tuple(
                 ProbeView(
                     connection=probe.connection,
@@ -284,88 +243,49 @@ class IdleMachine:
 
     # -- regimes and their evidence -------------------------------------------------------------------------------
 
-    def _begin_regime(self) -> None:
-        self._known = Knowledge()
-        self._stage = Stage.LADDER
-        self._verified = self._suspect = False
-        self._fresh_survivals = self._fresh_deaths = 0
-        self._volley_rest: float | None = None
-        self._volley_open = 0
-        self._volley_losses: list[float] = []
-        self._volley_passes = 0
-        self._volley_tries = 0
+    def _nothing_known(self) -> Knowledge:
+        return Knowledge(volley=max(SMALLEST_VOLLEY, self._wanted - 1), cap=self._cap)
 
     def _new_regime(self, now: float) -> list[Command]:
+        commands = self._close_all(now)
         self._regime += 1
-        self._begin_regime()
-        return self._close_all(now)
+        self._known = self._nothing_known()
+        self._believed.clear()
+        return commands
 
-    def _resume(self, history: Sequence[Observation]) -> None:
-        """Rebuild the knowledge from the observations of the latest regime.
+    def _learn(self, observation: Observation) -> None:
+        """Take an observation of the present regime into the knowledge, now or when history is read."""
+        died = observation.outcome == "died" and observation.cause is Cause.IDLE_LIMIT
+        if died or observation.outcome == "survived":
+            self._known.add(
+                Trial(
+                    idle_seconds=observation.idle_seconds,
+                    at=observation.at - self._epoch,
+                    death=observation.death if died else None,
+                    sqlstate=observation.sqlstate,
+                )
+            )
 
-        Whether a volley had passed is read from its members: enough fresh survivals near the limit found.
-        """
-        self._regime = max((observation.regime for observation in history), default=1)
-        last_death = -inf
-        for observation in history:
-            if observation.regime != self._regime or observation.outcome == "censored":
-                continue
-            if observation.outcome == "survived":
-                self._known.survived(observation.idle_seconds)
-            elif observation.cause is Cause.IDLE_LIMIT and observation.death is not None:
-                witness = _witness(observation, observation.at - self._epoch)
-                self._known.died(witness, visible=_is_visible(observation))
-                last_death = observation.at
-        known = self._known
-        if known.strays:
-            # Which volley they belong to is not recorded; a volley passed after the last of them explains them.
-            volley = [o for o in history if o.regime == self._regime and o.arm == Arm.VOLLEY and o.at > last_death]
-            if len(volley) >= max(1, self._wanted - 1) and all(o.outcome == "survived" for o in volley):
-                known.explained()
-        if known.high < inf and (settled(known.low, known.high) or self._visible_limit()):
-            near = [o for o in history if o.regime == self._regime and o.arm == Arm.VOLLEY]
-            survived = sum(o.outcome == "survived" and o.idle_seconds >= 0.97 * known.low for o in near)
-            self._verified = self._confirmed() and not known.strays and survived >= max(1, self._wanted - 1)
-            self._fresh_survivals = survived if self._verified else 0
-        self._stage = self._stage_by_knowledge()
-
-    def _status(self) -> Status:
-        if self._suspect:
-            return Status.PROVISIONAL
-        if self._verified:
-            return Status.VERIFIED
-        if self._confirmed():
-            return Status.CONFIRMED
-        if self._found() or self._exhausted():
-            return Status.PROVISIONAL
-        return Status.MEASURING
-
-    def _found(self) -> bool:
-        known = self._known
-        if known.high == inf:
-            return False
-        if known.several_populations:
-            return known.low > 0 and known.high <= known.low * SEVERAL_POPULATIONS_RATIO
-        return settled(known.low, known.high) or self._visible_limit()
-
-    def _confirmed(self) -> bool:
-        return self._found() and self._known.independent_deaths(CONFIRM_WITHIN) >= 2
-
-    def _visible_limit(self) -> bool:
-        witness = self._known.witness
-        return witness is not None and witness.death in (Death.CLOSED, Death.FATAL)
-
-    def _exhausted(self) -> bool:
-        return self._known.high == inf and self._known.longest >= self._cap
+    def _record(self, observation: Observation, now: float) -> list[Command]:
+        """Learn from an observation and keep it."""
+        self._learn(observation)
+        if not self._known.changed:
+            return [Record(observation=observation)]
+        commands = self._new_regime(now)
+        if observation.outcome == "survived":  # the limit was lifted: this is the first evidence of the new regime
+            observation = replace(observation, regime=self._regime)
+            self._learn(observation)
+        return [Record(observation=observation), *commands]
 
     def _stage_by_knowledge(self) -> Stage:
-        if self._verified and not self._suspect:
+        known = self._known
+        if known.status is Status.VERIFIED:
             return Stage.MONITOR
-        if self._suspect or self._confirmed() or self._known.several_populations or self._exhausted():
+        if known.suspect or known.confirmed or known.several_populations or known.exhausted:
             return Stage.VOLLEY
-        if self._found():
+        if known.found:
             return Stage.CONFIRM
-        return Stage.REFINE if self._known.high < inf else Stage.LADDER
+        return Stage.REFINE if known.high < inf else Stage.LADDER
 
     # -- facts ----------------------------------------------------------------------------------------------------
 
@@ -373,197 +293,121 @@ class IdleMachine:
         if connections != self._budget:
             self._budget = connections
             self._ladder = rungs(self._floor, self._cap, max(2, connections), self._defaults)
-            self._abandon_volley()
         return []
 
     def _opened(self, fact: Opened, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)
         if probe is None or probe.state != "opening":
-            return [Close(connection=fact.connection)]
-        self._failures = 0
-        probe.state, probe.opened, probe.since, probe.identity = "resting", now, now, fact.identity
-        commands: list[Command] = []
-        for suspicion in self._suspicions:
-            suspicion.answered = True  # any fresh connection tells about all the dead
-        last = next(reversed(self._lives.values()), None)
-        cause = None if last is None else moved(last, fact.identity, self._lives)
-        if cause is not None:
-            commands += self._server_changed(cause, fact.connection, now)
-        return commands
-
-    def _server_changed(self, cause: Cause, witness: int, now: float) -> list[Command]:
-        """A new life of the server: what was opened in an earlier one is lost, whether it shows or not."""
-        commands = self._retract(now, cause)
-        for suspicion in self._suspicions:
-            suspicion.probe.doubt = cause
-        for probe in list(self._probes.values()):
-            if probe.connection != witness and probe.state != "opening":
-                commands += self._censor(probe, cause, now)
+            return [] if probe else [Close(connection=fact.connection)]
+        probe.state, probe.since, probe.identity = "resting", now, fact.identity
+        cause = self._inquest.answered(fact.identity)
+        if cause is None:
+            return []
+        # A new life of the server: what was opened in an earlier one is lost, whether it shows or not.
+        commands = self._retract(cause, now)
+        for other in self._open_probes():
+            if other.identity.key != fact.identity.key:
+                commands += self._censor(other, cause, now)
         return commands
 
     def _open_failed(self, fact: OpenFailed, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)
         if probe is None or probe.state != "opening":
             return []
-        self._failures += 1
-        if fact.sqlstate is None or fact.sqlstate in ("57P01", "57P02", "57P03"):
+        probe.failures += 1
+        if fact.sqlstate is None or fact.sqlstate in _SERVER_STOPPED:
             # Nobody gets through: whatever dies now, or is found dead later, may have died of this.
-            for suspicion in self._suspicions:
-                suspicion.probe.doubt = suspicion.probe.doubt or Cause.PARTITION
-            for other in self._probes.values():
-                if other.state in ("resting", "using"):
-                    other.doubt = other.doubt or Cause.PARTITION
-        return [self._open_command(probe.connection, now)]
+            self._cast_doubt(Cause.PARTITION)
+        return [self._open_command(probe, now)]
 
     def _survived(self, fact: Survived, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)
-        if probe is None or probe.state != "using":
+        if probe is None or probe.state not in ("using", "overdue"):
             return []
-        age = now - probe.opened
-        observation = self._observation(probe, now, "survived", fact.idle_seconds, age, fact.identity)
-        commands: list[Command] = []
-        probe.state, probe.since, probe.goal, probe.doubt = "resting", now, None, None
-        contradiction = self._known.survived(fact.idle_seconds) and not self._known.several_populations
-        if contradiction and self._stage is Stage.MONITOR:
-            # The limit was lifted. What just survived is the first evidence of the new regime.
-            commands += self._new_regime(now)
-            self._known.survived(fact.idle_seconds)
-            return [Record(observation=replace(observation, regime=self._regime)), *commands]
-        commands.append(Record(observation=observation))
-        if contradiction:
-            self._verified = False
-            self._abandon_volley()
-        elif probe.arm in (Arm.VOLLEY, Arm.GUARD):
-            self._fresh_survivals += 1
-        if self._stage in (Stage.VOLLEY, Stage.MONITOR):
-            commands += self._drop(probe)  # only fresh connections testify here
-        return commands + self._volley_member_done(probe, now)
+        pids = {probe.identity.backend_pid, fact.identity.backend_pid}
+        self._pooled = self._pooled or (None not in pids and len(pids) > 1)
+        commands = self._drop(probe)
+        observation = self._observation(
+            now,
+            arm=probe.arm,
+            outcome="survived",
+            idle_seconds=fact.idle_seconds,
+            age_seconds=fact.idle_seconds,
+            identity=fact.identity,
+        )
+        return commands + self._record(observation, now)
 
     def _died(self, fact: Died, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)
         if probe is None or probe.state == "opening":
             return []
-        if fact.ending.noticed == "reading":
-            self._visible_ends = [end for end in self._visible_ends if now - end[0] < 10 * SETTLE_SECONDS]
-            self._visible_ends.append((now, fact.idle_seconds))
         del self._probes[probe.connection]
-        probe.state = "dead"
-        replacement = self._new_probe(self._arm_of_replacement(probe))
-        self._suspicions.append(_Suspicion(fact, probe, now))
-        return [self._open_command(replacement.connection, now)]
+        self._inquest.report(fact, arm=probe.arm, identity=probe.identity, doubt=probe.doubt, now=now)
+        return []
 
-    def _arm_of_replacement(self, probe: _Probe) -> Arm:
-        # The members of a volley are counted: a replacement is none of them.
-        return Arm.SEARCH if self._stage is Stage.VOLLEY else probe.arm
-
-    def _disturbed(self, fact: Disturbed, now: float) -> list[Command]:
-        commands = self._retract(now, fact.cause)
-        for suspicion in self._suspicions:
-            suspicion.probe.doubt = fact.cause
-        for probe in list(self._probes.values()):
-            if probe.state == "opening":
-                continue
-            if fact.cause in (Cause.RESTART, Cause.FAILOVER):
-                commands += self._censor(probe, fact.cause, now)
-            else:
-                probe.doubt = fact.cause
+    def _disturbed(self, cause: Cause, now: float) -> list[Command]:
+        commands = self._retract(cause, now)
+        self._cast_doubt(cause)
+        if cause in (Cause.RESTART, Cause.FAILOVER):
+            for probe in self._open_probes():
+                commands += self._censor(probe, cause, now)
         return commands
+
+    def _cast_doubt(self, cause: Cause) -> None:
+        self._inquest.cast_doubt(cause)
+        for probe in self._open_probes():
+            probe.doubt = probe.doubt or cause
 
     # -- judgement ------------------------------------------------------------------------------------------------
 
-    def _judge(self, suspicion: _Suspicion, now: float) -> list[Command]:
-        died, probe = suspicion.died, suspicion.probe
-        in_company = died.ending.noticed == "reading" and any(
-            abs(when - suspicion.at) <= SETTLE_SECONDS and not 0.9 < rest / max(died.idle_seconds, 1e-9) < 1.1
-            for when, rest in self._visible_ends
-        )
-        cause = judge(died.ending, doubt=probe.doubt, in_company=in_company)
-        observation = self._observation(
-            probe,
-            suspicion.at,
-            "died" if cause.testifies else "censored",
-            died.idle_seconds,
-            died.age_seconds,
-            probe.identity,
-            death=died.ending.death,
-            cause=cause,
-            sqlstate=died.ending.sqlstate,
-            message=died.ending.message,
-        )
-        commands: list[Command] = [Record(observation=observation)]
-        if cause is not Cause.IDLE_LIMIT:
-            return commands + self._volley_member_done(probe, now, censored=True)
-        self._accepted = [entry for entry in self._accepted if now - entry[0] < RETRACT_SECONDS]
-        self._accepted.append((suspicion.at, observation))
-        below_limit = died.idle_seconds < 0.99 * self._found_at()
-        self._known.died(_witness(observation, suspicion.at), visible=_is_visible(observation))
-        if probe.arm in (Arm.VOLLEY, Arm.GUARD):
-            self._fresh_deaths += 1
-        if self._stage is Stage.MONITOR and below_limit:
-            # A fresh connection died below the limit: an accident, or the limit is no longer what it was.
-            self._suspect = True
-        if self._volley_rest is not None and (probe.arm is Arm.VOLLEY or died.idle_seconds < self._volley_rest):
-            self._volley_losses.append(died.idle_seconds)
-        return commands + self._volley_member_done(probe, now)
+    def _judged(self, case: Case, cause: Cause, now: float) -> list[Command]:
+        observation = self._death_certificate(case, cause)
+        if cause is Cause.IDLE_LIMIT:
+            self._believed = [belief for belief in self._believed if now - belief.at < RETRACT_SECONDS]
+            self._believed.append(_Belief(case.at, observation))
+        return self._record(observation, now)
 
-    def _found_at(self) -> float:
-        return self._known.high if self._known.high < inf else self._known.longest
-
-    def _retract(self, now: float, cause: Cause) -> list[Command]:
-        """Take back the deaths accepted in the last moments: the disturbance that caused them was reported late."""
+    def _retract(self, cause: Cause, now: float) -> list[Command]:
+        """Take back the deaths believed in the last moments: the disturbance that caused them was reported late."""
         since = now - RETRACT_SECONDS
-        retracted = [observation for when, observation in self._accepted if when >= since]
-        if not retracted:
-            return []
-        self._accepted.clear()
-        self._known.retract(since)
-        return [Record(observation=replace(o, outcome="censored", cause=cause)) for o in retracted]
-
-    def _remember_life(self, identity: Identity) -> None:
-        self._lives.pop(identity.key, None)
-        self._lives[identity.key] = identity
-        while len(self._lives) > 32:
-            del self._lives[next(iter(self._lives))]
+        taken_back = [belief.observation for belief in self._believed if belief.at >= since]
+        self._believed.clear()
+        if taken_back:
+            self._known.retract(since)
+        return [Record(observation=replace(o, outcome="censored", cause=cause)) for o in taken_back]
 
     # -- planning -------------------------------------------------------------------------------------------------
 
     def _plan(self, now: float) -> list[Command]:
         """Bring connections and goals in line with the stage the knowledge asks for."""
-        for probe in self._probes.values():
-            if probe.state == "resting":
-                self._remember_life(probe.identity)
         if self._budget < 2:
-            commands = self._close_all(now)
             self._stage = Stage.PAUSED
-            return commands
-        stage = self._stage_by_knowledge()
-        commands = []
-        if stage is not self._stage:
-            if Stage.VOLLEY in (stage, self._stage) or Stage.MONITOR in (stage, self._stage):
-                commands += self._close_all(now)
-                self._abandon_volley()
-            self._stage = stage
-        if stage is Stage.VOLLEY:
-            return commands + self._plan_volley(now)
-        if stage is Stage.MONITOR:
-            return commands + self._plan_monitor(now)
-        return commands + self._plan_search(now)
-
-    def _plan_search(self, now: float) -> list[Command]:
+            return self._close_all(now)
+        self._stage = self._stage_by_knowledge()
+        if self._stage is Stage.MONITOR:
+            return self._plan_monitor(now)
         commands = self._trim(now)
+        if self._stage is Stage.VOLLEY:
+            commands += self._plan_volley(now)
+        else:
+            self._plan_search(now)
         while len(self._probes) < self._budget:
-            sentinel = has_sentinel(self._budget) and not any(p.arm is Arm.SENTINEL for p in self._probes.values())
-            commands += self._open_new(Arm.SENTINEL if sentinel else Arm.SEARCH, now)
-        if self._stage is Stage.LADDER:
-            self._goals_on_the_ladder()
-        elif not self._suspicions:
-            self._goals_in_the_bracket(now)
+            commands += self._open_new(Arm.SEARCH, now)
         return commands
+
+    def _plan_search(self, now: float) -> None:
+        known = self._known
+        unanswered = [probe.rested for probe in self._probes.values() if probe.state == "overdue"]
+        high = min([known.high, *(rest for rest in unanswered if rest > known.low)])
+        if high == inf:
+            self._goals_on_the_ladder()
+        elif not self._inquest.waiting:
+            self._goals_in_the_bracket(known.low, high, now)
 
     def _goals_on_the_ladder(self) -> None:
         low = self._known.low
         seekers = list(self._probes.values())
-        if has_sentinel(self._budget):
+        if has_sentinel(self._budget) and seekers:
             # When the last sentinel was asked, the connection with the least rest behind it takes its place.
             sentinel = next((probe for probe in seekers if probe.arm is Arm.SENTINEL), None)
             sentinel = sentinel or max(seekers, key=lambda probe: (probe.goal is None, probe.since))
@@ -577,8 +421,7 @@ class IdleMachine:
                 if probe.goal is not None:
                     taken.add(probe.goal)
 
-    def _goals_in_the_bracket(self, now: float) -> None:
-        low, high = self._known.low, self._known.high
+    def _goals_in_the_bracket(self, low: float, high: float, now: float) -> None:
         resting = {probe.connection: probe for probe in self._probes.values() if probe.state == "resting"}
         sentinel = next((probe for probe in resting.values() if probe.arm is Arm.SENTINEL), None)
         for probe in resting.values():
@@ -587,143 +430,72 @@ class IdleMachine:
             sentinel.goal = sentinel.idle(now)  # the witness is asked at once
             sentinel.arm = Arm.CONFIRM
             return
-        if any(probe.state == "using" for probe in self._probes.values()):
-            return  # its answer decides what is worth asking next
-        if not resting:
-            return
+        if not resting or any(probe.state == "using" for probe in self._probes.values()):
+            return  # the answer decides what is worth asking next
         ages = {connection: probe.idle(now) for connection, probe in resting.items()}
         if self._stage is Stage.CONFIRM:
             for connection, age in ages.items():
-                if age <= CONFIRM_WITHIN * high:
-                    resting[connection].goal = max(age, (1 + CONFIRM_WITHIN) / 2 * high)
-                    resting[connection].arm = Arm.CONFIRM
-                else:  # too old to testify there: start it over
-                    resting[connection].goal = age
-            return
-        test = best_test(low, high, ages, self._prior)
-        resting[test.connection].goal = max(test.rest_seconds, 0.0)
+                # Who is too old to testify there is asked at once: it may contradict, and its place is needed.
+                goal = (1 + CONFIRM_WITHIN) / 2 * high
+                resting[connection].arm = Arm.CONFIRM
+                resting[connection].goal = max(age, goal)
+        elif not settled(low, high):
+            test = best_test(low, high, ages, self._prior)
+            resting[test.connection].goal = test.rest_seconds
+
+    def _plan_volley(self, now: float) -> list[Command]:
+        known, rest, commands = self._known, self._known.volley_rest, list[Command]()
+        resting = sorted(
+            (probe for probe in self._probes.values() if probe.state == "resting"), key=lambda probe: probe.since
+        )
+        top = BEYOND * known.high
+        wants_top = known.needs_top and not any(
+            probe.arm is Arm.CONFIRM and probe.state != "resting" for probe in self._probes.values()
+        )
+        for probe in resting:
+            age = probe.idle(now)
+            if wants_top and age <= TOO_OLD * top:
+                # Should it survive, the limit is void at once.
+                probe.arm, probe.goal, wants_top = Arm.CONFIRM, max(age, top), False
+            elif age <= TOO_OLD * rest:
+                probe.arm, probe.goal = Arm.VOLLEY, max(age, rest)
+            else:
+                commands += self._drop(probe)
+        return commands
 
     def _plan_monitor(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        for arm in (Arm.GUARD, Arm.RULER):
-            if not any(probe.arm is arm for probe in self._probes.values()):
-                commands += self._open_new(arm, now)
         for probe in list(self._probes.values()):
             if probe.arm not in (Arm.GUARD, Arm.RULER):
                 commands += self._drop(probe)
-            elif probe.state == "resting" and probe.goal is None:
+        for arm in (Arm.GUARD, Arm.RULER):
+            if not any(probe.arm is arm for probe in self._probes.values()):
+                commands += self._open_new(arm, now)
+        known = self._known
+        for probe in self._probes.values():
+            if probe.state == "resting" and probe.goal is None:
                 if probe.arm is Arm.GUARD:
-                    probe.goal = VOLLEY_REST * self._known.low
+                    probe.goal = known.volley_rest
                 else:
-                    probe.goal = max(self._floor, RULER[self._ruler_step % len(RULER)] * self._found_at())
+                    limit = known.high if known.high < inf else known.longest
+                    probe.goal = max(self._floor, RULER[self._ruler_step % len(RULER)] * limit)
                     self._ruler_step += 1
         return commands
 
-    # -- volleys --------------------------------------------------------------------------------------------------
-
-    def _plan_volley(self, now: float) -> list[Command]:
-        if self._volley_rest is None:
-            commands = self._close_all(now)
-            self._volley_rest = self._next_volley_rest()
-            self._volley_losses = []
-            self._volley_open = self._budget
-            top = [Arm.CONFIRM] if self._with_top() else []
-            for arm in top + [Arm.VOLLEY] * (self._budget - len(top)):
-                commands += self._open_new(arm, now)
-            return commands
-        for probe in self._probes.values():
-            if probe.state == "resting" and probe.goal is None:
-                if probe.arm is Arm.VOLLEY:
-                    probe.goal = self._volley_rest
-                elif probe.arm is Arm.CONFIRM:
-                    probe.goal = (1 + CONFIRM_WITHIN) / 2 * self._known.high
-        return []
-
-    def _with_top(self) -> bool:
-        """One connection rests up to the fatal rest: should it survive, the limit is void at once."""
-        return not self._known.several_populations and self._known.high < inf and not self._suspect
-
-    def _next_volley_rest(self) -> float:
-        known = self._known
-        if not known.several_populations:
-            return VOLLEY_REST * known.low
-        if known.low == 0:
-            return known.high / 2
-        if self._found():
-            return VOLLEY_REST * known.low
-        return sqrt(known.low * known.high)
-
-    def _abandon_volley(self) -> None:
-        self._volley_rest = None
-        self._volley_losses = []
-        self._volley_passes = self._volley_tries = 0
-
-    def _volley_member_done(self, probe: _Probe, now: float, *, censored: bool = False) -> list[Command]:
-        if self._volley_rest is None or probe.arm not in (Arm.VOLLEY, Arm.CONFIRM):
-            return []
-        if censored:
-            self._volley_rest = None  # not a fair trial: fire it again
-            return self._close_all(now)
-        self._volley_open -= 1
-        if self._volley_open:
-            return []
-        rest, self._volley_rest = self._volley_rest, None
-        if self._volley_losses:
-            self._volley_lost(rest)
-        else:
-            self._volley_passed(rest)
-        if self._suspect and self._known.several_populations:
-            # Suspicion confirmed: the limit changed. The losses are the first evidence of the new regime.
-            high = self._known.unsafe
-            witnesses = [w for w in self._known.strays if w.idle_seconds <= high * CONFIRM_WITHIN]
-            commands = self._new_regime(now)
-            for witness in witnesses:
-                self._known.died(witness, visible=False)
-            return commands
-        return self._close_all(now)
-
-    def _volley_lost(self, rest: float) -> None:
-        # One loss in a whole volley may be an accident, and another volley tells; two are none.
-        self._volley_tries += 1
-        if len(self._volley_losses) == 1 and self._volley_tries < 3:
-            return
-        self._known.volley_failed(min(*self._volley_losses, rest))
-        self._volley_passes = self._volley_tries = 0
-
-    def _volley_passed(self, rest: float) -> None:
-        known = self._known
-        self._volley_tries = 0
-        self._volley_passes += 1
-        # After a stray a second volley is asked for: with half the paths worse, one in 128 passes by luck.
-        needed = 2 if known.strays or known.several_populations else 1
-        if known.several_populations:
-            searching = not self._found()
-            known.volley_survived(rest)
-            if searching:
-                self._volley_passes = 0
-                return
-        if self._volley_passes >= needed:
-            self._volley_passes = 0
-            self._suspect = False
-            self._verified = True
-            if not known.several_populations:
-                known.explained()
-
     # -- connections ----------------------------------------------------------------------------------------------
 
-    def _new_probe(self, arm: Arm) -> _Probe:
-        self._serial += 1
-        probe = _Probe(connection=self._serial, arm=arm)
-        self._probes[probe.connection] = probe
-        return probe
+    def _open_probes(self) -> list[_Probe]:
+        return [probe for probe in self._probes.values() if probe.state != "opening"]
 
     def _open_new(self, arm: Arm, now: float) -> list[Command]:
-        return [self._open_command(self._new_probe(arm).connection, now)]
+        self._serial += 1
+        probe = self._probes[self._serial] = _Probe(self._serial, arm)
+        return [self._open_command(probe, now)]
 
-    def _open_command(self, connection: int, now: float) -> Open:
-        pause = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS)) - 1] if self._failures else 0.0
-        self._next_opening = max(self._next_opening + OPENING_SPACING_SECONDS, now + pause)
-        return Open(connection=connection, after_seconds=self._next_opening - now)
+    def _open_command(self, probe: _Probe, now: float) -> Open:
+        pause = BACKOFF_SECONDS[min(probe.failures, len(BACKOFF_SECONDS)) - 1] if probe.failures else 0.0
+        self._next_opening = max(self._next_opening + OPENING_SPACING_SECONDS, now)
+        return Open(connection=probe.connection, after_seconds=self._next_opening - now + pause)
 
     def _drop(self, probe: _Probe) -> list[Command]:
         del self._probes[probe.connection]
@@ -731,18 +503,26 @@ class IdleMachine:
 
     def _censor(self, probe: _Probe, cause: Cause, now: float) -> list[Command]:
         """Give up a connection whose rest can no longer testify."""
+        rested = probe.idle(now)
         observation = self._observation(
-            probe, now, "censored", probe.idle(now), now - probe.opened, probe.identity, cause=cause
+            now,
+            arm=probe.arm,
+            outcome="censored",
+            idle_seconds=rested,
+            age_seconds=rested,
+            identity=probe.identity,
+            cause=cause,
         )
-        return [
-            Record(observation=observation),
-            *self._drop(probe),
-            *self._volley_member_done(probe, now, censored=True),
-        ]
+        return [Record(observation=observation), *self._drop(probe)]
 
     def _close_all(self, now: float) -> list[Command]:
-        self._suspicions.clear()
-        return [command for probe in list(self._probes.values()) for command in self._drop(probe)]
+        """Drop everything. Deaths not judged yet stay unexplained."""
+        commands: list[Command] = [
+            Record(observation=self._death_certificate(case, Cause.UNKNOWN)) for case in self._inquest.adjourn()
+        ]
+        for probe in list(self._probes.values()):
+            commands += self._drop(probe)
+        return commands
 
     def _trim(self, now: float) -> list[Command]:
         """Close the youngest connections beyond the budget."""
@@ -750,15 +530,32 @@ class IdleMachine:
         youngest = sorted(self._probes.values(), key=lambda probe: probe.idle(now))[: max(0, surplus)]
         return [command for probe in youngest for command in self._drop(probe)]
 
+    # -- observations ---------------------------------------------------------------------------------------------
+
+    def _death_certificate(self, case: Case, cause: Cause) -> Observation:
+        died = case.died
+        return self._observation(
+            case.at,
+            arm=case.arm,
+            outcome="died" if cause.testifies else "censored",
+            idle_seconds=died.idle_seconds,
+            age_seconds=died.age_seconds,
+            identity=case.identity,
+            death=died.ending.death,
+            cause=cause,
+            sqlstate=died.ending.sqlstate,
+            message=died.ending.message,
+        )
+
     def _observation(
         self,
-        probe: _Probe,
         when: float,
+        *,
+        arm: str,
         outcome: str,
         idle_seconds: float,
         age_seconds: float,
         identity: Identity,
-        *,
         death: Death | None = None,
         cause: Cause | None = None,
         sqlstate: str | None = None,
@@ -770,7 +567,7 @@ class IdleMachine:
             target=self._target,
             at=when + self._epoch,
             regime=self._regime,
-            arm=probe.arm,
+            arm=arm,
             outcome=outcome,
             idle_seconds=idle_seconds,
             age_seconds=age_seconds,
@@ -782,10 +579,8 @@ class IdleMachine:
         )
 
 
-def _witness(observation: Observation, at: float) -> Witness:
-    assert observation.death is not None  # noqa: S101 - for the type checker: a death has a kind
-    return Witness(idle_seconds=observation.idle_seconds, death=observation.death, sqlstate=observation.sqlstate, at=at)
-
-
-def _is_visible(observation: Observation) -> bool:
-    return observation.death in (Death.CLOSED, Death.FATAL)
+def _deadline(probe: _Probe) -> float | None:
+    """When this connection wants attention: its goal is reached, or its answer is overdue."""
+    if probe.state == "resting" and probe.goal is not None:
+        return probe.since + probe.goal
+    return probe.since + PATIENCE_SECONDS if probe.state == "using" else None

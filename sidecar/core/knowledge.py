@@ -1,25 +1,29 @@
-"""What the observations of one regime say about the idle limit.
+"""What the rests of one regime say about the idle limit.
 
 Theory of operation
 ===================
 
-Evidence is asymmetric. A survival cannot be false: a connection that rested s seconds and then answered proves that
-its own path holds s. A death may have any cause, so it is only as good as its witnesses.
+The evidence are *trials*: each is one rest of one fresh connection, ended by use or by death. Connections are not used
+twice, because one that survived has shown to be on a lucky path: where a path is drawn for every connection (several
+gateways, proxies, replicas), only fresh ones tell what the next connection will meet.
 
+Evidence is asymmetric. A survival cannot be false. A death may have any cause, so it is only as good as its witnesses.
 From this follow two numbers that are never merged. *proven* is the longest rest survived with no unexplained death at
-or below it; *dead by* is the shortest rest that killed and was never contradicted. Three things may happen between
-them:
+or below it; *dead by* is the shortest rest that killed and was never contradicted.
 
-- A survival at or beyond a death contradicts it at once. The death becomes a *stray*: an unrelated kill, or the mark of
-  a second population of paths with a shorter limit. Nobody can tell from one stray.
-- A death at or below a rest already survived is a stray from the start.
-- While strays are unexplained, proven counts only below the shortest of them: the advice must be safe now, the
-  explanation may come later. It comes from a volley of fresh connections: when a whole volley survives, the strays were
-  accidents.
+A survival at or beyond a death contradicts it at once, and the death becomes a *stray*: an unrelated kill, or the mark
+of a second population of paths with a shorter limit. While strays are unexplained, proven counts only below the
+shortest of them: the advice must be safe now, the explanation may come later. It comes from the number of trials:
 
-When volleys of fresh connections themselves lose members, there are several populations. Survivals of single
-connections then prove only their own path and no longer count; what counts is the longest rest a whole volley
-survived (`safe`) against the shortest at which one lost a member (`unsafe`).
+    accidents            as many survivals near the limit as a volley has members, and again as many for each stray
+    several populations  more strays than accidents would leave, were every 33rd connection killed in each rest
+    a changed limit      the same, where the limit was verified before; or a survival clearly beyond it
+
+With several populations a survival proves only its own path. What counts then is the longest rest at which a double
+volley lived without loss (`low`), against the shortest fatal one (`high`).
+
+Everything here is a function of the trials in their order. A restarted sidecar that reads them back knows what its
+predecessor knew.
 """
 
 from __future__ import annotations
@@ -27,25 +31,59 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf
+from math import comb, inf, sqrt
 
 from sidecar.core.facts import Death
+from sidecar.core.ladder import settled
+from sidecar.core.recommendation import Status
 
-_REMEMBERED_SURVIVALS = 1000
-_REMEMBERED_DEATHS = 100
-SCATTER = 1.05
+VOLLEY_REST = 0.98
+"""Where fresh connections must live: this share of the longest rest survived."""
+
+CONFIRM_WITHIN = 1.03
+"""Deaths within this factor of the shortest fatal rest are witnesses of the same limit."""
+
+SCATTER = 1.04
 """How far the limits of two rests on one path may lie apart: timers are coarse and checked now and then."""
+
+BEYOND = 1.05
+"""A survival at this factor of the shortest fatal rest is more than scatter."""
+
+WITNESSES = 2
+"""Independent deaths that confirm a limit. One more verifies it: one rest of BEYOND that died."""
+
+ACCIDENT_RATE = 0.03
+"""The most unrelated kills that are taken for normal, per rest."""
+
+BEYOND_CHANCE = 1e-4
+"""More strays than accidents explain: when so many, or more, had less than this probability."""
+
+SCATTER_CHANCE = 0.002
+"""The same for deaths among survivals within SCATTER, where a scattered limit is likelier than a kill."""
+
+SEVERAL_POPULATIONS_RATIO = 1.1
+"""The bracket at which the search with several populations ends: each step costs a whole volley."""
+
 ONE_MOMENT_SECONDS = 1.0
+"""Connections that died together may have died of one event."""
+
+_NEAR = 0.97
+_REMEMBERED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Witness:
-    """One accepted death: how long the connection rested, how it died, and when (monotonic seconds)."""
+class Trial:
+    """One rest of a fresh connection, seconds; `at` is monotonic. `death` is None when it survived."""
 
     idle_seconds: float
-    death: Death
-    sqlstate: str | None
     at: float
+    death: Death | None = None
+    sqlstate: str | None = None
+
+    @property
+    def visible(self) -> bool:
+        """Whether the end showed by itself, at the moment the timer fired."""
+        return self.death in (Death.CLOSED, Death.FATAL)
 
 
 def visible_resolution(idle_seconds: float) -> float:
@@ -58,15 +96,28 @@ def visible_resolution(idle_seconds: float) -> float:
 
 
 class Knowledge:
-    """The evidence of one regime, as numbers. All rests are in seconds."""
+    """The evidence of one regime, as numbers. All rests are in seconds.
 
-    def __init__(self) -> None:
-        self.deaths: tuple[Witness, ...] = ()  # not contradicted, shortest rest first
-        self.strays: tuple[Witness, ...] = ()  # contradicted and not explained yet
-        self.safe: float | None = None  # volleys: None until one has lost a member
-        self.unsafe = inf
+    `volley` is how many fresh connections must live near the limit before it counts as verified, `cap` the rest beyond
+    which no limit is looked for.
+    """
+
+    def __init__(self, *, volley: int, cap: float) -> None:
+        self._volley, self._cap = volley, cap
+        self.several_populations = False
+        self.verified = False  # once true it stays: doubts make it suspect, contradictions end the regime
+        self.changed = False  # what was verified holds no longer: a new regime must begin
+        self.deaths: tuple[Trial, ...] = ()  # not contradicted, shortest rest first
+        self.strays: tuple[Trial, ...] = ()  # contradicted and not explained yet, shortest rest first
+        self.fresh_survivals = 0  # near the verified limit, and how many did not: the safe interval is bounded by
+        self.fresh_deaths = 0  # their number, not by the wish
+        self._safe = 0.0  # with several populations: the longest rest at which a double volley lived
+        self._guarded = 0.0  # once verified: the rest below which no death is scatter
         self._survivals: list[float] = []  # ascending
-        self._witnesses: list[Witness] = []  # in order of time
+        self._deaths: list[Trial] = []  # unexplained, in order of time
+        self._recent: list[Trial] = []  # the trials that bear on what is in question now
+
+    # -- the numbers ----------------------------------------------------------------------------------------------
 
     @property
     def longest(self) -> float:
@@ -74,58 +125,118 @@ class Knowledge:
         return self._survivals[-1] if self._survivals else 0.0
 
     @property
-    def several_populations(self) -> bool:
-        return self.safe is not None
-
-    @property
     def low(self) -> float:
-        """The lower end of the bracket being searched."""
-        return self._survived_below(self.high) if self.safe is None else self.safe
+        """The lower end of the bracket being searched; 0 while nothing survived."""
+        return self._safe if self.several_populations else self._survived_below(self.high)
 
     @property
     def high(self) -> float:
         """The upper end of the bracket being searched; infinite while nothing died."""
-        shortest = self.deaths[0].idle_seconds if self.deaths else inf
-        return shortest if self.safe is None else min(shortest, self.unsafe)
+        witness = self.witness
+        return inf if witness is None else witness.idle_seconds
+
+    @property
+    def witness(self) -> Trial | None:
+        """The death that marks the upper end of the bracket."""
+        candidates = self.deaths + self.strays if self.several_populations else self.deaths
+        return min(candidates, key=lambda trial: trial.idle_seconds, default=None)
 
     @property
     def proven(self) -> float:
-        """The rest that may be relied on: survived, and shorter than every unexplained death."""
-        doubt = min((stray.idle_seconds for stray in self.strays), default=inf)
-        if self.low < doubt:
+        """The rest that may be relied on; 0 when there is none."""
+        if self.several_populations or not self.strays:
             return self.low
-        return self._survived_below(doubt) if self.safe is None else 0.0
+        doubt = self.strays[0].idle_seconds
+        # What was survived before a verified limit came into doubt may be of the past.
+        return max((t.idle_seconds for t in self._recent if t.death is None and t.idle_seconds < doubt), default=0.0)
 
     @property
-    def witness(self) -> Witness | None:
-        """The death that marks the upper end of the bracket."""
-        candidates = self.deaths if self.safe is None else (*self.deaths, *self.strays)
-        return min(candidates, key=lambda death: death.idle_seconds, default=None)
+    def estimate(self) -> float | None:
+        """The most likely limit; a visible death shows it exactly."""
+        if self.witness is None:
+            return None
+        if self.witness.visible and not self.several_populations:
+            return self.high
+        return (self.low + self.high) / 2 if self.low else None
 
-    def survived(self, idle_seconds: float) -> bool:
-        """Take a survival; True when it contradicts a death held true so far."""
-        insort(self._survivals, idle_seconds)
-        del self._survivals[: max(0, len(self._survivals) - _REMEMBERED_SURVIVALS)]
-        before = len(self.strays)
-        self._weigh()
-        return len(self.strays) > before
+    # -- what they are worth --------------------------------------------------------------------------------------
 
-    def died(self, witness: Witness, *, visible: bool) -> None:
-        """Take a death by idleness. A visible one happened when it was seen: it had survived until just before."""
-        self._witnesses = [*self._witnesses, witness][-_REMEMBERED_DEATHS:]
-        if visible and witness.idle_seconds > self.longest:
-            insort(self._survivals, witness.idle_seconds - visible_resolution(witness.idle_seconds))
+    @property
+    def suspect(self) -> bool:
+        """Whether fresh connections died below a verified limit and the reason is not known yet."""
+        return self.verified and bool(self.strays) and not self.several_populations
+
+    @property
+    def found(self) -> bool:
+        """Whether the bracket is narrow enough."""
+        if self.witness is None:
+            return False
+        if self.several_populations:
+            return self.low > 0 and self.high <= self.low * SEVERAL_POPULATIONS_RATIO
+        return self.witness.visible or settled(self.low, self.high)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether connections outlive the cap and nothing died."""
+        return self.witness is None and self.longest >= self._cap
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether enough independent deaths witness the limit found."""
+        return self.found and self._witnesses(CONFIRM_WITHIN) >= WITNESSES
+
+    @property
+    def needs_top(self) -> bool:
+        """Whether verification still wants a rest clearly beyond the limit, which has to die."""
+        return not self.several_populations and self.confirmed and self._witnesses(1.01 * BEYOND) <= WITNESSES
+
+    @property
+    def status(self) -> Status:
+        """How far the evidence reaches."""
+        if self.verified and not self.suspect:
+            return Status.VERIFIED
+        if self.suspect or self.found or self.exhausted:
+            return Status.CONFIRMED if self.confirmed and not self.suspect else Status.PROVISIONAL
+        return Status.MEASURING
+
+    @property
+    def volley_rest(self) -> float:
+        """How long fresh connections should rest next to settle what is open."""
+        if not self.several_populations or self.found:
+            return VOLLEY_REST * self.low
+        if self.low > 0:
+            return sqrt(self.low * self.high)
+        return max(VOLLEY_REST * self._survived_below(self.high), self.high / 2)
+
+    # -- taking evidence ------------------------------------------------------------------------------------------
+
+    def add(self, trial: Trial) -> None:
+        """Take a trial. A death must have been judged to be by idleness."""
+        beyond = self.high
+        self._recent = [*self._recent, trial][-_REMEMBERED:]
+        if trial.death is None:
+            self._remember_survival(trial.idle_seconds)
+        else:
+            self._deaths = [*self._deaths, trial][-_REMEMBERED:]
+            if trial.visible and trial.idle_seconds > self.longest:  # it had lived until just before
+                self._remember_survival(trial.idle_seconds - visible_resolution(trial.idle_seconds))
         self._weigh()
+        if self.verified:
+            self._watch(trial, beyond)
+        else:
+            self._conclude()
 
     def retract(self, since: float) -> None:
-        """Forget the deaths taken after `since`: something else turned out to have happened."""
-        self._witnesses = [witness for witness in self._witnesses if witness.at < since]
+        """Forget the deaths taken at or after `since`: something else turned out to have happened."""
+        self._deaths = [trial for trial in self._deaths if trial.at < since]
+        self._recent = [trial for trial in self._recent if trial.death is None or trial.at < since]
+        if not self.verified:
+            self.several_populations = False
         self._weigh()
 
-    def explained(self) -> None:
-        """A whole volley of fresh connections survived: the strays were accidents."""
-        self._witnesses = [witness for witness in self._witnesses if witness not in self.strays]
-        self._weigh()
+    def _remember_survival(self, idle_seconds: float) -> None:
+        insort(self._survivals, idle_seconds)
+        del self._survivals[: max(0, len(self._survivals) - _REMEMBERED)]
 
     def _weigh(self) -> None:
         """Tell strays from deaths that stand.
@@ -133,44 +244,111 @@ class Knowledge:
         A longer survival contradicts a death, except where the limit itself scatters a little: then some rests near it
         are survived and others are not, and at least two deaths lie close together.
         """
-        deaths: list[Witness] = []
-        strays: list[Witness] = []
-        for witness in sorted(self._witnesses, key=lambda witness: witness.idle_seconds):
-            close = [other for other in self._witnesses if _ratio(other, witness) <= SCATTER]
-            scatters = self.longest <= SCATTER * witness.idle_seconds and _independent(close) >= 2
-            (deaths if witness.idle_seconds > self.longest or scatters else strays).append(witness)
-        self.deaths, self.strays = tuple(deaths), tuple(strays)
+        ordered = sorted(self._deaths, key=lambda trial: trial.idle_seconds)
+        stands = [trial.idle_seconds > self.longest or self._scatters(trial) for trial in ordered]
+        self.deaths = tuple(trial for trial, stand in zip(ordered, stands, strict=True) if stand)
+        self.strays = tuple(trial for trial, stand in zip(ordered, stands, strict=True) if not stand)
+
+    def _scatters(self, trial: Trial) -> bool:
+        rest = trial.idle_seconds
+        if self.longest > SCATTER * rest or rest <= self._guarded:
+            return False
+        close = [t for t in self._deaths if 1 / SCATTER <= t.idle_seconds / rest <= SCATTER]
+        beyond = sum(t.idle_seconds >= rest for t in close)
+        chance = _chance_of_at_least(beyond, beyond + self._lived(rest))
+        return _independent(close) >= 2 and chance < SCATTER_CHANCE
+
+    def _conclude(self) -> None:
+        """Before verification: are there several populations, is the limit verified?"""
+        if self.several_populations or self._more_than_accidents():
+            self.several_populations = True
+            self._conclude_populations()
+        elif (self.exhausted or (self.confirmed and not self.needs_top)) and self._volley_lived():
+            self._verify()
+
+    def _conclude_populations(self) -> None:
+        for rest in sorted({t.idle_seconds for t in self._recent if t.death is None and t.idle_seconds > self._safe}):
+            near = [t for t in self._recent if t.death is None and _NEAR * rest <= t.idle_seconds <= rest]
+            losses = sum(t.idle_seconds <= rest for t in self._deaths)
+            if len(near) >= self._volley * (2 + losses):
+                self._safe = rest
+                self._deaths = [t for t in self._deaths if t.idle_seconds > rest]
+                self._weigh()
+        if self.found:
+            self._verify()
+
+    def _verify(self) -> None:
+        self.verified = True
+        rest = self._guarded = self.volley_rest
+        self.fresh_survivals = self._lived(_NEAR * rest)
+        self.fresh_deaths += sum(t.death is not None and t.idle_seconds <= rest for t in self._recent)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Nothing is in question any more: what strays there were, were accidents."""
+        if not self.several_populations:
+            self._deaths = [trial for trial in self._deaths if trial not in self.strays]
+        self._recent = []
+        self._weigh()
+
+    def _watch(self, trial: Trial, beyond: float) -> None:
+        """After verification: does the limit still hold?"""
+        near = _NEAR * VOLLEY_REST * self.low
+        if trial.death is None:
+            self.fresh_survivals += near <= trial.idle_seconds < beyond
+            if self.several_populations:
+                above = [t for t in self._recent if t.idle_seconds >= beyond]
+                self.changed = len(above) >= 2 * self._volley and all(t.death is None for t in above)
+            else:
+                self.changed = self.witness is None and beyond < inf
+        elif trial.idle_seconds <= near / _NEAR:
+            self.fresh_deaths += 1
+        losses = [t for t in self._recent if t.death is not None and t.idle_seconds <= near / _NEAR]
+        if losses and self._more_than_accidents(losses):
+            self.changed = True
+        elif self.suspect and self._volley_lived():
+            self._settle()
+        elif not losses and not self.several_populations and trial.death is None and trial.idle_seconds >= near:
+            self._recent = []
+
+    # -- counting -------------------------------------------------------------------------------------------------
+
+    def _volley_lived(self) -> bool:
+        """Whether enough fresh connections survived near the limit, the strays considered."""
+        needed = self._volley * (len(self.strays) + (not self.verified))
+        return self._lived(_NEAR * self.volley_rest) >= needed
+
+    def _more_than_accidents(self, losses: Iterable[Trial] | None = None) -> bool:
+        """Whether so many deaths at rests that others survived can hardly be accidents."""
+        dead = list(self.strays if losses is None else losses)
+        if not dead:
+            return False
+        trials = len(dead) + self._lived(_NEAR * min(trial.idle_seconds for trial in dead))
+        return _chance_of_at_least(len(dead), trials) < BEYOND_CHANCE
+
+    def _lived(self, rest: float) -> int:
+        return sum(trial.death is None and trial.idle_seconds >= rest for trial in self._recent)
 
     def _survived_below(self, idle_seconds: float) -> float:
         below = bisect_left(self._survivals, idle_seconds)
         return self._survivals[below - 1] if below else 0.0
 
-    def volley_survived(self, idle_seconds: float) -> None:
-        """A whole volley rested this long and lived; counts when there are several populations."""
-        self.safe = max(self.safe or 0.0, idle_seconds)
-        self._witnesses = [witness for witness in self._witnesses if witness.idle_seconds > idle_seconds]
-        self._weigh()
-
-    def volley_failed(self, idle_seconds: float) -> None:
-        """A volley lost members after this rest: from now on only volleys count."""
-        self.unsafe = min(self.unsafe, idle_seconds)
-        if self.safe is None or self.safe >= self.unsafe:
-            self.safe = 0.0
-
-    def independent_deaths(self, within: float) -> int:
+    def _witnesses(self, within: float) -> int:
         """How many deaths at most `within` times the shortest fatal rest were of separate moments."""
-        return _independent(death for death in self.deaths if death.idle_seconds <= within * self.high)
+        return _independent(trial for trial in self.deaths if trial.idle_seconds <= within * self.high)
 
 
-def _independent(witnesses: Iterable[Witness]) -> int:
+def _independent(trials: Iterable[Trial]) -> int:
     """How many separate moments there were: connections that died together may have died of one event."""
     count, latest = 0, -inf
-    for witness in sorted(witnesses, key=lambda witness: witness.at):
-        if witness.at - latest > ONE_MOMENT_SECONDS:
-            count, latest = count + 1, witness.at
+    for trial in sorted(trials, key=lambda trial: trial.at):
+        if trial.at - latest > ONE_MOMENT_SECONDS:
+            count, latest = count + 1, trial.at
     return count
 
 
-def _ratio(one: Witness, other: Witness) -> float:
-    shorter, longer = sorted((one.idle_seconds, other.idle_seconds))
-    return longer / max(shorter, 1e-9)
+def _chance_of_at_least(deaths: int, trials: int) -> float:
+    """The probability of so many accidents among so many rests."""
+    return sum(
+        comb(trials, k) * ACCIDENT_RATE**k * (1 - ACCIDENT_RATE) ** (trials - k) for k in range(deaths, trials + 1)
+    )

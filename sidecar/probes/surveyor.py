@@ -11,9 +11,10 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.evidence import Observation
 from sidecar.core.facts import Died, Disturbed, Ending, Fact, Opened, OpenFailed, Survived
-from sidecar.core.idle import Budget, Close, Command, IdleMachine, Open, Record, Use
+from sidecar.core.idle import IdleMachine
 from sidecar.probes.endpoint import CannotConnect, Endpoint
 from sidecar.probes.wire import ConnectionEnded, ProbeConnection
 
