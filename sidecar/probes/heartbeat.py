@@ -42,7 +42,6 @@ from sidecar.core.failover import (
     Tell,
     WriteAnswered,
 )
-from sidecar.core.outages import over, spells
 from sidecar.probes.endpoint import CannotConnect, Endpoint
 from sidecar.probes.wire import ConnectionEnded, ProbeConnection
 from sidecar.settings import TargetSettings
@@ -105,7 +104,6 @@ class Watch:
         self._answered: dict[int, ProbeConnection] = {}  # fresh connections, until the machine has said what for
         self._resolution: asyncio.Future[Sequence[str]] | None = None
         self._complaint: str | None = None  # the last told, told once
-        self._told: str | None = None  # the outage last told of
 
     @property
     def status(self) -> Status:
@@ -164,7 +162,7 @@ class Watch:
                 case Drop():
                     self._drop()
                 case Record(outage=outage):
-                    self._tell(outage)
+                    self._on_outage(outage)
                 case Tell(disturbed=disturbed):
                     self._on_disturbed(disturbed.cause)
 
@@ -312,18 +310,6 @@ class Watch:
         except BaseException:
             connection.terminate()
             raise
-
-    # Telling
-
-    def _tell(self, outage: Outage) -> None:
-        keys = {"target": self._name, "outage": outage.id, "kind": outage.kind, "detail": outage.detail}
-        if outage.id != self._told:
-            self._told = outage.id
-            _log.warning("outage began", extra=keys)
-        elif over(outage):
-            seconds = {name: spell.longest_seconds for name, spell in spells(outage).items()}
-            _log.warning("outage over", extra=keys | {"at_most_seconds": seconds})
-        self._on_outage(outage)
 
 
 async def _first_success(tasks: Collection[asyncio.Task[_T]], patience: float | None) -> asyncio.Task[_T] | None:

@@ -1,0 +1,579 @@
+"""The watch against real servers: what is done to them must be what is recorded, once, with the truth inside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+import pytest
+
+from sidecar.core.evidence import Outage, Spell
+from sidecar.core.facts import Cause
+from sidecar.core.failover import State
+from sidecar.core.outages import over, spells
+from sidecar.demo.path import FaultyPath
+from sidecar.demo.server import HOST, PostgresServer
+from sidecar.probes.endpoint import Endpoint
+from sidecar.probes.heartbeat import Watch
+from sidecar.settings import Settings
+
+EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
+PATIENCE = 20.0  # for what must happen; nothing is measured by it
+TICK = 0.01  # the kernel's coarse clock, from which the truth about starts is taken
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a second loopback address by itself")
+
+MakeServer = Callable[..., PostgresServer]
+MakePath = Callable[..., Awaitable[FaultyPath]]
+
+
+class Standby(PostgresServer):
+    """Follows a primary until promoted."""
+
+    def __init__(self, primary: PostgresServer, settings: dict[str, str | int] | None = None) -> None:
+        self._primary = primary
+        super().__init__(settings)
+
+    def _create(self) -> None:
+        primary = ["-h", HOST, "-p", str(self._primary.port), "-U", self.user]
+        data = str(self.directory / "data")
+        self._run("pg_basebackup", "-D", data, *primary, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+
+    def promote(self) -> None:
+        """Returns when writes are taken."""
+        self._run("pg_ctl", "promote", "-D", str(self.directory / "data"))
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - the watch has no event for every change
+            await asyncio.sleep(0.005)
+
+
+class Watched:
+    """A watch, and what it told."""
+
+    def __init__(self, url: str, **target: Any) -> None:
+        heartbeat = {"every": EVERY, "deadline": DEADLINE, "reconnect_every": RECONNECT}
+        settings = Settings.model_validate({"targets": {"db": {"url": url, "heartbeat": heartbeat, **target}}})
+        self.versions: list[Outage] = []
+        self.causes: list[Cause] = []
+        self.watch = Watch(
+            "db",
+            settings.targets["db"],
+            Endpoint(settings.targets["db"]),
+            on_outage=self.versions.append,
+            on_disturbed=self.causes.append,
+        )
+
+    @property
+    def outages(self) -> list[Outage]:
+        return list({outage.id: outage for outage in self.versions}.values())
+
+    @property
+    def state(self) -> State:
+        return self.watch.status.state
+
+    async def until(self, state: State) -> None:
+        await eventually(lambda: self.state is state)
+
+    async def recovered(self, kind: str) -> Outage:
+        """The one outage that was, all being well again and staying so."""
+        await eventually(lambda: self.versions and all(map(over, self.outages)) and self.state is State.HEALTHY)
+        await asyncio.sleep(2 * EVERY)
+        (outage,) = self.outages
+        assert outage.kind == kind, outage
+        assert over(outage)
+        return outage
+
+
+@contextlib.asynccontextmanager
+async def watching(url: str, state: State = State.HEALTHY, **target: Any) -> AsyncIterator[Watched]:
+    watched = Watched(url, **target)
+    task = asyncio.create_task(watched.watch.run())
+    try:
+        await watched.until(state)
+        await asyncio.sleep(EVERY)
+        yield watched
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def ready_at(server: PostgresServer) -> float:
+    """When the server last began to take connections: the postmaster then writes so into this file."""
+    return (server.directory / "data" / "postmaster.pid").stat().st_mtime
+
+
+def holds(spell: Spell | None, began: float, ended: float | tuple[float, float]) -> None:
+    """The truth lies inside; and the intervals are not so wide that this says nothing.
+
+    `began` is taken just before the database is told to go. Of `ended` sometimes only earliest and latest are known.
+    """
+    earliest, latest = ended if isinstance(ended, tuple) else (ended, ended)
+    assert spell is not None
+    assert spell.ended is not None
+    assert spell.began.after <= began <= spell.began.until
+    assert spell.ended.after - TICK <= latest
+    assert spell.ended.until + TICK >= earliest
+    assert spell.began.width_seconds < EVERY + 2 * DEADLINE
+    assert spell.ended.width_seconds < EVERY + 2 * DEADLINE
+
+
+async def execute(url: str, *statements: str) -> None:
+    driver = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await driver.execute(statement)
+    finally:
+        await driver.close()
+
+
+CULL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+
+@contextlib.asynccontextmanager
+async def exhausted(server: PostgresServer, watched: Watched) -> AsyncIterator[float]:
+    """All connections are taken, and the watch has noticed. Tells when the last one was."""
+    async with contextlib.AsyncExitStack() as hogs:
+        taken_at = 0.0
+        async with asyncio.timeout(PATIENCE):
+            while watched.state is not State.BARRED:
+                try:
+                    hogs.push_async_callback((await asyncpg.connect(server.url())).close)
+                    taken_at = time.time()
+                except asyncpg.TooManyConnectionsError:
+                    await asyncio.sleep(0.005)
+        yield taken_at
+
+
+@pytest.mark.parametrize(
+    ("mode", "detail", "sqlstate"),
+    [("fast", "fast", "57P01"), ("immediate", "immediate", "57P01"), ("crash", "crash", "57P01")],
+)
+async def test_restart(make_server: MakeServer, mode: str, detail: str, sqlstate: str) -> None:
+    server = await asyncio.to_thread(make_server)
+    async with watching(server.url()) as watched:
+        began = time.time()
+        await asyncio.to_thread(server.stop, mode)
+        await asyncio.sleep(RECONNECT)
+        await asyncio.to_thread(server.start)
+        outage = await watched.recovered("restart")
+    assert outage.detail == detail
+    for spell in (outage.connect, outage.read, outage.write):
+        holds(spell, began, ready_at(server))
+    assert outage.before is not None
+    assert outage.after is not None
+    assert outage.before.address == outage.after.address
+    assert outage.before.started_at < outage.after.started_at
+    assert outage.errors[sqlstate] == 1
+    assert outage.errors["ConnectionRefusedError"] >= 1
+    assert outage.connections_lost == {"fatal": 1}
+    assert watched.causes == [Cause.RESTART]
+
+
+async def test_crash_of_another_backend(make_server: MakeServer) -> None:
+    """The postmaster lives on, but ends all sessions and recovers."""
+    server = await asyncio.to_thread(make_server)
+    async with watching(server.url()) as watched:
+        victim = await asyncpg.connect(server.url())
+        pid = victim.get_server_pid()
+        began = time.time()
+        os.kill(pid, signal.SIGKILL)
+        outage = await watched.recovered("restart")
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await victim.close()
+    assert outage.detail == "crash"
+    holds(outage.read, began, (began, time.time()))
+    assert outage.errors["57P02"] == 1
+    assert outage.before is not None
+    assert outage.after is not None
+    assert outage.before.started_at == outage.after.started_at
+
+
+async def test_cull_of_all_sessions(make_server: MakeServer) -> None:
+    server = await asyncio.to_thread(make_server)
+    async with watching(server.url()) as watched:
+        driver = await asyncpg.connect(server.url())
+        began = time.time()
+        await driver.execute(CULL)
+        culled = time.time()
+        outage = await watched.recovered("cull")
+        await driver.close()
+    assert outage.detail == "57P01"
+    assert outage.connect is None
+    for spell in (outage.read, outage.write):
+        holds(spell, began, (began, culled))
+    assert outage.errors == {"57P01": 1}
+
+
+async def test_partition(postgres: PostgresServer, make_path: MakePath) -> None:
+    path = await make_path(postgres)
+    async with watching(postgres.url(port=path.port)) as watched:
+        began = time.time()
+        path.pause()
+        await asyncio.sleep(EVERY + 2.5 * DEADLINE)
+        assert watched.watch.status.reachable is False
+        ended = time.time()
+        path.resume()
+        outage = await watched.recovered("partition")
+    assert outage.detail == "silent"
+    for spell in (outage.connect, outage.read, outage.write):
+        holds(spell, began, ended)
+    assert outage.connections_lost == {"silent": 1}
+    assert watched.causes == [Cause.PARTITION]
+
+
+async def test_a_path_that_cuts_and_refuses_is_a_partition_too(postgres: PostgresServer, make_path: MakePath) -> None:
+    path = await make_path(postgres)
+    async with watching(postgres.url(port=path.port)) as watched:
+        began = time.time()
+        path.refuse()
+        path.reset_all()
+        await asyncio.sleep(2 * RECONNECT)
+        ended = time.time()
+        await path.accept()
+        outage = await watched.recovered("partition")
+    assert outage.detail == "ConnectionRefusedError"
+    for spell in (outage.connect, outage.read, outage.write):
+        holds(spell, began, ended)
+    assert outage.connections_lost == {"closed": 1}
+
+
+async def test_max_connections_exhausted(make_server: MakeServer) -> None:
+    """The session lives on: only the regular look at the door can tell."""
+    server = await asyncio.to_thread(make_server, {"max_connections": 8, "superuser_reserved_connections": 0})
+    async with watching(server.url()) as watched:
+        async with exhausted(server, watched) as began:
+            status = watched.watch.status
+            assert (status.reachable, status.writable, status.kind, status.sqlstate) == (True, True, "refusal", "53300")
+            await asyncio.sleep(RECONNECT)
+            freeing = time.time()
+        freed = time.time()
+        outage = await watched.recovered("refusal")
+    assert set(spells(outage)) == {"connect"}
+    holds(outage.connect, began, (freeing, freed))
+    assert outage.errors.keys() == {"53300"}
+    assert outage.connections_lost == {}
+    assert watched.causes == []  # resting connections are untouched
+
+
+async def test_password_rotated(make_server: MakeServer, tmp_path: Path) -> None:
+    server = await asyncio.to_thread(make_server, password="the old one")
+    password = tmp_path / "password"
+    password.write_text("the old one\n")
+    url = f"postgresql://{server.user}@{HOST}:{server.port}/{server.database}"
+    async with watching(url, password_file=str(password)) as watched:
+        began = time.time()
+        await execute(server.url(), "ALTER ROLE postgres PASSWORD 'the new one'")
+        await watched.until(State.BARRED)
+        status = watched.watch.status
+        assert (status.reachable, status.kind, status.sqlstate) == (True, "authentication", "28P01")
+        assert "the old one" not in str(status.error)
+        ended = time.time()
+        password.write_text("the new one\n")
+        outage = await watched.recovered("authentication")
+    assert set(spells(outage)) == {"connect"}
+    holds(outage.connect, began, ended)
+    assert outage.errors.keys() == {"28P01"}
+
+
+async def test_password_file_gone(make_server: MakeServer, tmp_path: Path) -> None:
+    server = await asyncio.to_thread(make_server, password="secret")
+    password = tmp_path / "password"
+    password.write_text("secret")
+    url = f"postgresql://{server.user}@{HOST}:{server.port}/{server.database}"
+    async with watching(url, password_file=str(password)) as watched:
+        password.unlink()
+        await watched.until(State.BARRED)
+        assert str(password) in str(watched.watch.status.error)
+        password.write_text("secret")
+        outage = await watched.recovered("authentication")
+    assert outage.detail == "PasswordFile"
+
+
+async def test_starts_without_a_database(make_server: MakeServer) -> None:
+    server = await asyncio.to_thread(make_server)
+    await asyncio.to_thread(server.stop)
+    watched = Watched(server.url())
+    task = asyncio.create_task(watched.watch.run())
+    await eventually(lambda: watched.watch.status.error)
+    status = watched.watch.status
+    assert (status.state, status.reachable, status.writable) == (State.UNKNOWN, False, None)
+    await asyncio.to_thread(server.start)
+    await watched.until(State.HEALTHY)
+    assert watched.watch.status.error is None
+    assert watched.versions == []
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# A primary and its standby
+
+
+@pytest.fixture
+async def pair(make_server: MakeServer) -> AsyncIterator[tuple[PostgresServer, Standby]]:
+    primary = await asyncio.to_thread(make_server)
+    standby = await asyncio.to_thread(Standby, primary)
+    try:
+        await asyncio.to_thread(standby.start)
+        yield primary, standby
+    finally:
+        await asyncio.to_thread(standby.close)
+
+
+async def test_promotion_with_relay_switch(pair: tuple[PostgresServer, Standby], make_path: MakePath) -> None:
+    """The primary dies; the relay leads to the standby before that is promoted."""
+    primary, standby = pair
+    path = await make_path(primary)
+    async with watching(primary.url(port=path.port)) as watched:
+        began = time.time()
+        await asyncio.to_thread(primary.stop, "crash")
+        await asyncio.sleep(2 * RECONNECT)
+        readable = time.time()
+        path.retarget(HOST, standby.port)
+        await watched.until(State.READ_ONLY)
+        await asyncio.sleep(2 * RECONNECT)
+        promoting = time.time()
+        await asyncio.to_thread(standby.promote)
+        promoted = time.time()
+        outage = await watched.recovered("failover")
+    assert outage.detail == "timeline 1 to 2"
+    for spell in (outage.connect, outage.read):
+        holds(spell, began, readable)
+    holds(outage.write, began, (promoting, promoted))
+    assert outage.after is not None
+    assert (outage.after.address, outage.after.in_recovery) == (f"{HOST}:{standby.port}", False)
+
+
+async def test_switchover(pair: tuple[PostgresServer, Standby], make_path: MakePath) -> None:
+    """The primary is stopped in good order; the relay leads to the standby once that is promoted."""
+    primary, standby = pair
+    path = await make_path(primary)
+    async with watching(primary.url(port=path.port)) as watched:
+        began = time.time()
+        await asyncio.to_thread(primary.stop, "fast")
+        await asyncio.to_thread(standby.promote)
+        ended = time.time()
+        path.retarget(HOST, standby.port)
+        outage = await watched.recovered("switchover")
+    assert outage.detail == "timeline 1 to 2"
+    for spell in (outage.connect, outage.read, outage.write):
+        holds(spell, began, ended)
+
+
+async def test_promotion_while_the_session_lives_on_at_the_old_primary(
+    pair: tuple[PostgresServer, Standby], make_path: MakePath
+) -> None:
+    """The old primary is fenced off from writing, and only new connections are led to the new one."""
+    primary, standby = pair
+    path = await make_path(primary)
+    async with watching(primary.url(port=path.port)) as watched:
+        began = time.time()
+        await execute(primary.url(), "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+        await watched.until(State.READ_ONLY)
+        await asyncio.to_thread(standby.promote)
+        ended = time.time()
+        path.retarget(HOST, standby.port)
+        outage = await watched.recovered("role_flip")
+    assert set(spells(outage)) == {"write"}
+    holds(outage.write, began, ended)
+    assert outage.after is not None
+    assert outage.after.address == f"{HOST}:{standby.port}"
+    assert watched.causes == [Cause.FAILOVER]
+
+
+@ON_LINUX
+async def test_promotion_with_name_change(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    primary = await asyncio.to_thread(make_server)
+    standby = await asyncio.to_thread(Standby, primary, {"listen_addresses": "127.0.0.2"})
+    standby.port = primary.port
+    leads_to = ["127.0.0.1"]
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+
+    async def lookup(host: str, *arguments: Any, **more: Any) -> Any:
+        # The one thing not real here: a name server cannot be had without privileges.
+        return await resolve(leads_to[0] if host == "db.internal" else host, *arguments, **more)
+
+    monkeypatch.setattr(loop, "getaddrinfo", lookup)
+    try:
+        await asyncio.to_thread(standby.start)
+        async with watching(f"postgresql://postgres@db.internal:{primary.port}/postgres") as watched:
+            began = time.time()
+            await asyncio.to_thread(primary.stop, "crash")
+            await asyncio.to_thread(standby.promote)
+            await asyncio.sleep(RECONNECT)
+            changed = time.time()
+            leads_to[0] = "127.0.0.2"
+            outage = await watched.recovered("failover")
+    finally:
+        await asyncio.to_thread(standby.close)
+    for spell in (outage.connect, outage.read, outage.write):
+        holds(spell, began, changed)
+    assert (outage.addresses_before, outage.addresses_after) == (("127.0.0.1",), ("127.0.0.2",))
+    assert outage.dns_changed_at is not None
+    assert changed <= outage.dns_changed_at <= changed + 2 * RECONNECT + DEADLINE
+
+
+async def test_demoted_writer_that_stays_connected(make_server: MakeServer) -> None:
+    server = await asyncio.to_thread(make_server)
+    async with watching(server.url()) as watched:
+        began = time.time()
+        await execute(server.url(), "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+        await watched.until(State.READ_ONLY)
+        assert (watched.watch.status.reachable, watched.watch.status.kind) == (True, "role_flip")
+        await asyncio.sleep(2 * RECONNECT)
+        ending = time.time()
+        await execute(
+            server.url(),
+            "SET default_transaction_read_only = off",
+            "ALTER SYSTEM RESET default_transaction_read_only",
+            "SELECT pg_reload_conf()",
+        )
+        outage = await watched.recovered("role_flip")
+    assert set(spells(outage)) == {"write"}
+    assert outage.connections_lost == {}
+    holds(outage.write, began, (ending, time.time()))
+    assert watched.causes == []
+
+
+async def test_a_replica_owes_no_writes(pair: tuple[PostgresServer, Standby]) -> None:
+    _, standby = pair
+    async with watching(standby.url(), State.READ_ONLY) as watched:
+        await asyncio.sleep(2 * EVERY)
+        assert watched.watch.status.trouble_at is None
+        await asyncio.to_thread(standby.promote)
+        await watched.until(State.HEALTHY)
+        assert watched.versions == []
+
+
+# Names and addresses
+
+
+@ON_LINUX
+@pytest.mark.parametrize("first", ["refuses", "is silent"])
+async def test_tries_every_address_of_the_name(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    loop = asyncio.get_running_loop()
+    resolve = loop.getaddrinfo
+
+    async def lookup(host: str, *arguments: Any, **more: Any) -> Any:
+        hosts = ("127.0.0.9", "127.0.0.1") if host == "db.internal" else (host,)
+        return [found for host in hosts for found in await resolve(host, *arguments, **more)]
+
+    monkeypatch.setattr(loop, "getaddrinfo", lookup)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.9", postgres.port))
+        if first == "is silent":
+            deaf.listen()
+        async with watching(f"postgresql://postgres@db.internal:{postgres.port}/postgres") as watched:
+            assert watched.versions == []
+
+
+async def test_a_name_that_does_not_resolve_is_told() -> None:
+    watched = Watched("postgresql://app@nowhere.invalid/app")
+    task = asyncio.create_task(watched.watch.run())
+    await eventually(lambda: watched.watch.status.error)
+    assert "nowhere.invalid" in watched.watch.status.error
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# What others tell
+
+
+async def test_trouble_of_others_has_the_door_tried_at_once(make_server: MakeServer) -> None:
+    server = await asyncio.to_thread(make_server, {"max_connections": 8, "superuser_reserved_connections": 0})
+    slow = {"every": 60, "deadline": 60, "reconnect_every": RECONNECT}
+    async with watching(server.url(), heartbeat=slow) as watched:
+
+        async def keep_suspecting() -> None:
+            while True:
+                watched.watch.suspect()
+                await asyncio.sleep(RECONNECT)
+
+        others = asyncio.create_task(keep_suspecting())
+        async with exhausted(server, watched):
+            assert watched.watch.status.kind == "refusal"
+        others.cancel()
+        await watched.until(State.HEALTHY)
+
+
+# Leaving nothing behind
+
+
+async def test_leaves_at_once_although_nobody_answers(postgres: PostgresServer, make_path: MakePath) -> None:
+    process = psutil.Process()
+    path = await make_path(postgres)
+    tasks, descriptors = len(asyncio.all_tasks()), process.num_fds()
+    watched = Watched(postgres.url(port=path.port))
+    task = asyncio.create_task(watched.watch.run())
+    await watched.until(State.HEALTHY)
+    path.pause()
+    await watched.until(State.SUSPECT)  # with attempts under way that hang
+    await asyncio.sleep(2 * RECONNECT)
+    task.cancel()
+    await asyncio.wait([task], timeout=DEADLINE / 2)
+    assert task.done()
+    assert watched.watch.connections == 0
+    path.resume()
+    await eventually(lambda: len(asyncio.all_tasks()) <= tasks and process.num_fds() <= descriptors)
+
+
+async def test_twenty_outages_in_a_row(make_server: MakeServer, make_path: MakePath) -> None:
+    """None missed, none invented, nothing left behind."""
+    numbers = random.Random(20)
+    server = await asyncio.to_thread(make_server)
+    path = await make_path(server)
+    process = psutil.Process()
+
+    async def restart(mode: str) -> None:
+        await asyncio.to_thread(server.restart, mode)
+
+    async def cull() -> None:
+        await execute(server.url(), CULL)
+
+    async def partition() -> None:
+        path.pause()
+        await asyncio.sleep(numbers.uniform(1, 1.5) * (EVERY + DEADLINE))
+        path.resume()
+
+    async def cut() -> None:
+        path.refuse()
+        path.reset_all()
+        await asyncio.sleep(numbers.uniform(0.5, 2) * RECONNECT)
+        await path.accept()
+
+    happenings: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+        *(("restart", lambda mode=mode: restart(mode)) for mode in ("fast", "immediate", "crash") for _ in range(2)),
+        *[("cull", cull)] * 6,
+        *[("partition", partition)] * 4,
+        *[("partition", cut)] * 4,
+    ]
+    numbers.shuffle(happenings)
+    async with watching(server.url(port=path.port)) as watched:
+        tasks, descriptors = len(asyncio.all_tasks()), process.num_fds()
+        for count, (_, happen) in enumerate(happenings, start=1):
+            await asyncio.sleep(numbers.uniform(0.1, EVERY))
+            await happen()
+            await eventually(lambda count=count: len(watched.outages) == count and over(watched.outages[-1]))
+        await asyncio.sleep(2 * (EVERY + DEADLINE))
+        assert [outage.kind for outage in watched.outages] == [kind for kind, _ in happenings]
+        await eventually(lambda: len(asyncio.all_tasks()) <= tasks and process.num_fds() <= descriptors)
