@@ -50,7 +50,7 @@ async def resting(
 ) -> AsyncIterator[tuple[Any, Witness]]:
     async with driver_for(server, port, server_settings=settings) as driver:
         witness = Witness(driver)
-        # A backend told to die while it is still finishing the last answer dies without a word (1 of 25 trials on a busy
+        # A backend told to die while it still finishes the last answer dies without a word (1 of 25 trials on a busy
         # machine): last words are best effort, and the facts here are about connections at rest.
         await asyncio.sleep(0.2)
         yield driver, witness
