@@ -33,6 +33,7 @@ same commands.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
@@ -117,11 +118,12 @@ class _Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class _Belief:
-    """A death believed lately, and what was known before: a disturbance reported late takes it back."""
+class _Lesson:
+    """An observation learned lately, and what was known before: a disturbance reported late takes deaths back."""
 
     at: float
     observation: Observation
+    before: Knowledge
 
 
 class IdleMachine:
@@ -151,7 +153,7 @@ class IdleMachine:
         self._prior = Prior(self._defaults)
         self._probes: dict[int, _Probe] = {}
         self._inquest = Inquest()
-        self._believed: list[_Belief] = []
+        self._lately: list[_Lesson] = []
         self._serial = self._recorded = 0
         self._next_opening = -inf
         self._ruler_step = 0
@@ -178,7 +180,7 @@ class IdleMachine:
         """Use what has rested enough, judge what has settled."""
         commands: list[Command] = []
         for case, cause in self._inquest.verdicts(now):
-            commands += self._judged(case, cause, now)
+            commands += self._record(self._death_certificate(case, cause), now)
         for probe in self._probes.values():
             deadline = _deadline(probe)
             if deadline is None or now < deadline:
@@ -250,7 +252,7 @@ class IdleMachine:
         commands = self._close_all(now)
         self._regime += 1
         self._known = self._nothing_known()
-        self._believed.clear()
+        self._lately.clear()
         return commands
 
     def _learn(self, observation: Observation) -> None:
@@ -268,6 +270,8 @@ class IdleMachine:
 
     def _record(self, observation: Observation, now: float) -> list[Command]:
         """Learn from an observation and keep it."""
+        self._lately = [lesson for lesson in self._lately if now - lesson.at < 2 * RETRACT_SECONDS]
+        self._lately.append(_Lesson(observation.at - self._epoch, observation, copy(self._known)))
         self._learn(observation)
         if not self._known.changed:
             return [Record(observation=observation)]
@@ -360,21 +364,18 @@ class IdleMachine:
 
     # -- judgement ------------------------------------------------------------------------------------------------
 
-    def _judged(self, case: Case, cause: Cause, now: float) -> list[Command]:
-        observation = self._death_certificate(case, cause)
-        if cause is Cause.IDLE_LIMIT:
-            self._believed = [belief for belief in self._believed if now - belief.at < RETRACT_SECONDS]
-            self._believed.append(_Belief(case.at, observation))
-        return self._record(observation, now)
-
     def _retract(self, cause: Cause, now: float) -> list[Command]:
         """Take back the deaths believed in the last moments: the disturbance that caused them was reported late."""
-        since = now - RETRACT_SECONDS
-        taken_back = [belief.observation for belief in self._believed if belief.at >= since]
-        self._believed.clear()
-        if taken_back:
-            self._known.retract(since)
-        return [Record(observation=replace(o, outcome="censored", cause=cause)) for o in taken_back]
+        lessons, self._lately = self._lately, []
+        commands: list[Command] = []
+        for lesson in lessons:
+            if lesson.observation.outcome == "died" and lesson.at >= now - RETRACT_SECONDS:
+                if not commands:
+                    self._known = lesson.before
+                commands.append(Record(observation=replace(lesson.observation, outcome="censored", cause=cause)))
+            elif commands:
+                self._learn(lesson.observation)
+        return commands
 
     # -- planning -------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ predecessor knew.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import comb, inf, sqrt
@@ -50,7 +50,9 @@ BEYOND = 1.05
 """A survival at this factor of the shortest fatal rest is more than scatter."""
 
 WITNESSES = 2
-"""Independent deaths that confirm a limit. One more verifies it: one rest of BEYOND that died."""
+"""Independent deaths that confirm a limit, with one more NEARBY. Another that died at BEYOND is needed to verify it."""
+
+NEARBY = 1.1
 
 ACCIDENT_RATE = 0.03
 """The most unrelated kills that are taken for normal, per rest."""
@@ -99,7 +101,7 @@ class Knowledge:
     """The evidence of one regime, as numbers. All rests are in seconds.
 
     `volley` is how many fresh connections must live near the limit before it counts as verified, `cap` the rest beyond
-    which no limit is looked for.
+    which no limit is looked for. A shallow copy is a snapshot: collections are replaced, never changed.
     """
 
     def __init__(self, *, volley: int, cap: float) -> None:
@@ -112,7 +114,8 @@ class Knowledge:
         self.fresh_survivals = 0  # near the verified limit, and how many did not: the safe interval is bounded by
         self.fresh_deaths = 0  # their number, not by the wish
         self._safe = 0.0  # with several populations: the longest rest at which a double volley lived
-        self._guarded = 0.0  # once verified: the rest below which no death is scatter
+        self._guarded = 0.0  # once verified: the rest at which guards must live, and no death is scatter
+        self._outlived = 0  # once verified: survivals beyond the limit since one last died there
         self._survivals: list[float] = []  # ascending
         self._deaths: list[Trial] = []  # unexplained, in order of time
         self._recent: list[Trial] = []  # the trials that bear on what is in question now
@@ -138,13 +141,12 @@ class Knowledge:
     @property
     def witness(self) -> Trial | None:
         """The death that marks the upper end of the bracket."""
-        candidates = self.deaths + self.strays if self.several_populations else self.deaths
-        return min(candidates, key=lambda trial: trial.idle_seconds, default=None)
+        return self.deaths[0] if self.deaths else None
 
     @property
     def proven(self) -> float:
         """The rest that may be relied on; 0 when there is none."""
-        if self.several_populations or not self.strays:
+        if not self.strays or (self.several_populations and not self.verified):
             return self.low
         doubt = self.strays[0].idle_seconds
         # What was survived before a verified limit came into doubt may be of the past.
@@ -164,7 +166,7 @@ class Knowledge:
     @property
     def suspect(self) -> bool:
         """Whether fresh connections died below a verified limit and the reason is not known yet."""
-        return self.verified and bool(self.strays) and not self.several_populations
+        return self.verified and bool(self.strays)
 
     @property
     def found(self) -> bool:
@@ -183,7 +185,7 @@ class Knowledge:
     @property
     def confirmed(self) -> bool:
         """Whether enough independent deaths witness the limit found."""
-        return self.found and self._witnesses(CONFIRM_WITHIN) >= WITNESSES
+        return self.found and self._witnesses(CONFIRM_WITHIN) >= WITNESSES and self._witnesses(NEARBY) > WITNESSES
 
     @property
     def needs_top(self) -> bool:
@@ -202,6 +204,8 @@ class Knowledge:
     @property
     def volley_rest(self) -> float:
         """How long fresh connections should rest next to settle what is open."""
+        if self.verified:
+            return self._guarded
         if not self.several_populations or self.found:
             return VOLLEY_REST * self.low
         if self.low > 0:
@@ -226,17 +230,8 @@ class Knowledge:
         else:
             self._conclude()
 
-    def retract(self, since: float) -> None:
-        """Forget the deaths taken at or after `since`: something else turned out to have happened."""
-        self._deaths = [trial for trial in self._deaths if trial.at < since]
-        self._recent = [trial for trial in self._recent if trial.death is None or trial.at < since]
-        if not self.verified:
-            self.several_populations = False
-        self._weigh()
-
     def _remember_survival(self, idle_seconds: float) -> None:
-        insort(self._survivals, idle_seconds)
-        del self._survivals[: max(0, len(self._survivals) - _REMEMBERED)]
+        self._survivals = sorted([*self._survivals, idle_seconds])[-_REMEMBERED:]
 
     def _weigh(self) -> None:
         """Tell strays from deaths that stand.
@@ -245,9 +240,14 @@ class Knowledge:
         are survived and others are not, and at least two deaths lie close together.
         """
         ordered = sorted(self._deaths, key=lambda trial: trial.idle_seconds)
-        stands = [trial.idle_seconds > self.longest or self._scatters(trial) for trial in ordered]
-        self.deaths = tuple(trial for trial, stand in zip(ordered, stands, strict=True) if stand)
-        self.strays = tuple(trial for trial, stand in zip(ordered, stands, strict=True) if not stand)
+        standing = (n for n, trial in enumerate(ordered) if self._stands(trial))
+        first = next(standing, len(ordered))
+        self.strays, self.deaths = tuple(ordered[:first]), tuple(ordered[first:])
+
+    def _stands(self, trial: Trial) -> bool:
+        if self.several_populations:
+            return trial.idle_seconds > self._safe
+        return trial.idle_seconds > self.longest or self._scatters(trial)
 
     def _scatters(self, trial: Trial) -> bool:
         rest = trial.idle_seconds
@@ -262,54 +262,49 @@ class Knowledge:
         """Before verification: are there several populations, is the limit verified?"""
         if self.several_populations or self._more_than_accidents():
             self.several_populations = True
-            self._conclude_populations()
+            self._safe = max(
+                (t.idle_seconds for t in self._recent if t.death is None and self._is_safe(t)), default=0.0
+            )
+            self._weigh()
+            if self.found:
+                self._verify()
         elif (self.exhausted or (self.confirmed and not self.needs_top)) and self._volley_lived():
             self._verify()
 
-    def _conclude_populations(self) -> None:
-        for rest in sorted({t.idle_seconds for t in self._recent if t.death is None and t.idle_seconds > self._safe}):
-            near = [t for t in self._recent if t.death is None and _NEAR * rest <= t.idle_seconds <= rest]
-            losses = sum(t.idle_seconds <= rest for t in self._deaths)
-            if len(near) >= self._volley * (2 + losses):
-                self._safe = rest
-                self._deaths = [t for t in self._deaths if t.idle_seconds > rest]
-                self._weigh()
-        if self.found:
-            self._verify()
+    def _is_safe(self, trial: Trial) -> bool:
+        rest = trial.idle_seconds
+        # Survivals much longer do not count: of those who tried, only the lucky can be told to have lived at `rest`.
+        lived = self._lived(_NEAR * rest) - self._lived(rest) + 1
+        losses = sum(t.idle_seconds <= rest for t in self._deaths)
+        return lived >= self._volley * (2 + losses)
 
     def _verify(self) -> None:
-        self.verified = True
         rest = self._guarded = self.volley_rest
+        self.verified = True
         self.fresh_survivals = self._lived(_NEAR * rest)
         self.fresh_deaths += sum(t.death is not None and t.idle_seconds <= rest for t in self._recent)
         self._settle()
 
     def _settle(self) -> None:
         """Nothing is in question any more: what strays there were, were accidents."""
-        if not self.several_populations:
-            self._deaths = [trial for trial in self._deaths if trial not in self.strays]
+        self._deaths = list(self.deaths)
         self._recent = []
         self._weigh()
 
     def _watch(self, trial: Trial, beyond: float) -> None:
-        """After verification: does the limit still hold?"""
-        near = _NEAR * VOLLEY_REST * self.low
+        """After verification: does the limit still hold? `beyond` is what was fatal before this trial."""
+        near = _NEAR * self._guarded <= trial.idle_seconds < beyond
         if trial.death is None:
-            self.fresh_survivals += near <= trial.idle_seconds < beyond
-            if self.several_populations:
-                above = [t for t in self._recent if t.idle_seconds >= beyond]
-                self.changed = len(above) >= 2 * self._volley and all(t.death is None for t in above)
-            else:
-                self.changed = self.witness is None and beyond < inf
-        elif trial.idle_seconds <= near / _NEAR:
-            self.fresh_deaths += 1
-        losses = [t for t in self._recent if t.death is not None and t.idle_seconds <= near / _NEAR]
-        if losses and self._more_than_accidents(losses):
+            self.fresh_survivals += near
+            self._outlived += trial.idle_seconds >= BEYOND * beyond
+        elif trial.idle_seconds >= beyond:
+            self._outlived = 0
+        else:
+            self.fresh_deaths += trial.idle_seconds <= self._guarded
+        if self._outlived >= (2 * self._volley if self.several_populations else 1) or self._more_than_accidents():
             self.changed = True
-        elif self.suspect and self._volley_lived():
+        elif near and (not self.strays or self._volley_lived()):
             self._settle()
-        elif not losses and not self.several_populations and trial.death is None and trial.idle_seconds >= near:
-            self._recent = []
 
     # -- counting -------------------------------------------------------------------------------------------------
 
@@ -318,13 +313,12 @@ class Knowledge:
         needed = self._volley * (len(self.strays) + (not self.verified))
         return self._lived(_NEAR * self.volley_rest) >= needed
 
-    def _more_than_accidents(self, losses: Iterable[Trial] | None = None) -> bool:
+    def _more_than_accidents(self) -> bool:
         """Whether so many deaths at rests that others survived can hardly be accidents."""
-        dead = list(self.strays if losses is None else losses)
-        if not dead:
+        if not self.strays:
             return False
-        trials = len(dead) + self._lived(_NEAR * min(trial.idle_seconds for trial in dead))
-        return _chance_of_at_least(len(dead), trials) < BEYOND_CHANCE
+        trials = len(self.strays) + self._lived(_NEAR * self.strays[0].idle_seconds)
+        return _chance_of_at_least(len(self.strays), trials) < BEYOND_CHANCE
 
     def _lived(self, rest: float) -> int:
         return sum(trial.death is None and trial.idle_seconds >= rest for trial in self._recent)
@@ -339,10 +333,10 @@ class Knowledge:
 
 
 def _independent(trials: Iterable[Trial]) -> int:
-    """How many separate moments there were: connections that died together may have died of one event."""
+    """How many deaths there were; those seen in one moment may be of one event."""
     count, latest = 0, -inf
     for trial in sorted(trials, key=lambda trial: trial.at):
-        if trial.at - latest > ONE_MOMENT_SECONDS:
+        if not trial.visible or trial.at - latest > ONE_MOMENT_SECONDS:
             count, latest = count + 1, trial.at
     return count
 
