@@ -28,7 +28,7 @@ predecessor knew.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import comb, inf, sqrt
@@ -60,7 +60,7 @@ ACCIDENT_RATE = 0.03
 BEYOND_CHANCE = 1e-4
 """More strays than accidents explain: when so many, or more, had less than this probability."""
 
-SCATTER_CHANCE = 0.002
+SCATTER_CHANCE = 0.003
 """The same for deaths among survivals within SCATTER, where a scattered limit is likelier than a kill."""
 
 SEVERAL_POPULATIONS_RATIO = 1.1
@@ -262,21 +262,27 @@ class Knowledge:
         """Before verification: are there several populations, is the limit verified?"""
         if self.several_populations or self._more_than_accidents():
             self.several_populations = True
-            self._safe = max(
-                (t.idle_seconds for t in self._recent if t.death is None and self._is_safe(t)), default=0.0
-            )
+            self._safe = self._longest_safe()
             self._weigh()
             if self.found:
                 self._verify()
         elif (self.exhausted or (self.confirmed and not self.needs_top)) and self._volley_lived():
             self._verify()
 
-    def _is_safe(self, trial: Trial) -> bool:
-        rest = trial.idle_seconds
-        # Survivals much longer do not count: of those who tried, only the lucky can be told to have lived at `rest`.
-        lived = self._lived(_NEAR * rest) - self._lived(rest) + 1
-        losses = sum(t.idle_seconds <= rest for t in self._deaths)
-        return lived >= self._volley * (2 + losses)
+    def _longest_safe(self) -> float:
+        """With several populations: the longest rest at which a double volley lived, and one more for each loss.
+
+        Survivals of much longer rests do not count: of all who tried those, only the lucky can be told to have lived
+        at this one.
+        """
+        lived = sorted(trial.idle_seconds for trial in self._recent if trial.death is None)
+        died = sorted(trial.idle_seconds for trial in self._deaths)
+        for n in range(len(lived), 0, -1):
+            rest = lived[n - 1]
+            losses = bisect_right(died, rest)
+            if n - bisect_left(lived, _NEAR * rest) >= self._volley * (2 + losses):
+                return rest
+        return 0.0
 
     def _verify(self) -> None:
         rest = self._guarded = self.volley_rest
