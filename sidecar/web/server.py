@@ -1,7 +1,8 @@
 """The HTTP server: two listeners, one dispatcher. The only importer of aiohttp's server.
 
 It uses aiohttp's low-level server, since a path that is a key of a dict needs no router, and since every error, even
-that of a request which is no HTTP at all, then leaves through the same door.
+that of a request which is no HTTP at all, then leaves through the same door. It is imported by its modules: `aiohttp.web`
+would bring a router, a file server and websockets as well, a megabyte that nobody here uses.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_request import BaseRequest
+from aiohttp.web_response import Response, StreamResponse
+from aiohttp.web_server import Server
 
 from sidecar.core.views import Source
 from sidecar.web.answers import Answer, Problem
@@ -63,7 +67,7 @@ class _Dispatcher:
         self._handlers = handlers
         self._routes = {route.path: route for route in routes}
 
-    async def __call__(self, request: web.BaseRequest) -> web.Response:
+    async def __call__(self, request: BaseRequest) -> Response:
         try:
             answer = self._answer(request)
         except Problem as problem:
@@ -74,7 +78,7 @@ class _Dispatcher:
             answer = failure.answer(request.path_qs)
         return _respond(request, answer)
 
-    def _answer(self, request: web.BaseRequest) -> Answer:
+    def _answer(self, request: BaseRequest) -> Answer:
         route = self._routes.get(request.path)
         if route is None:
             raise Problem(HTTPStatus.NOT_FOUND, "There is no such path here", available=tuple(self._routes))
@@ -90,7 +94,7 @@ class _Dispatcher:
         return route.handler(self._handlers, Ask(query=_query(request, route), headers=request.headers))
 
 
-def _query(request: web.BaseRequest, route: Route) -> Mapping[str, str]:
+def _query(request: BaseRequest, route: Route) -> Mapping[str, str]:
     if not request.query_string:
         return {}
     query = request.query
@@ -108,7 +112,7 @@ def _query(request: web.BaseRequest, route: Route) -> Mapping[str, str]:
     return query
 
 
-def _respond(request: web.BaseRequest, answer: Answer) -> web.Response:
+def _respond(request: BaseRequest, answer: Answer) -> Response:
     headers = {
         "Server": SERVICE,
         "X-Content-Type-Options": "nosniff",
@@ -119,23 +123,23 @@ def _respond(request: web.BaseRequest, answer: Answer) -> web.Response:
         headers["ETag"] = f'"{answer.etag}"'
         # weak comparison, as RFC 9110 (13.1.2) has it for If-None-Match: W/ does not matter
         if any(held.value in (answer.etag, "*") for held in request.if_none_match or ()):
-            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+            return Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
     headers["Content-Type"] = answer.content_type
-    return web.Response(status=answer.status, body=answer.body, headers=headers)
+    return Response(status=answer.status, body=answer.body, headers=headers)
 
 
-class _Connection(web.RequestHandler):
+class _Connection(RequestHandler):
     """A connection whose malformed requests are answered like every other error, and logged at debug level only."""
 
     __slots__ = ()
 
     def handle_error(
         self,
-        request: web.BaseRequest,
+        request: BaseRequest,
         status: int = 500,
         exc: BaseException | None = None,
         message: str | None = None,
-    ) -> web.StreamResponse:
+    ) -> StreamResponse:
         if status != HTTPStatus.BAD_REQUEST:
             return super().handle_error(request, status, exc, message)
         log.debug("request is not valid HTTP", extra={"remote": request.remote, "error": str(exc)})
@@ -150,12 +154,12 @@ class _Listener:
 
     def __init__(self, dispatcher: _Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._connections: web.Server | None = None
+        self._connections: Server | None = None
         self._server: asyncio.Server | None = None
 
     async def open(self, host: str, port: int) -> int:
         loop = asyncio.get_running_loop()
-        connections = web.Server(self._dispatcher)
+        connections = Server(self._dispatcher)
         self._server = await loop.create_server(lambda: _Connection(connections, loop=loop, **_CONNECTION), host, port)
         self._connections = connections
         bound: int = self._server.sockets[0].getsockname()[1]
