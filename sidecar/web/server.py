@@ -1,8 +1,8 @@
 """The HTTP server: two listeners, one dispatcher. The only importer of aiohttp's server.
 
 It uses aiohttp's low-level server, since a path that is a key of a dict needs no router, and since every error, even
-that of a request which is no HTTP at all, then leaves through the same door. It is imported by its modules: `aiohttp.web`
-would bring a router, a file server and websockets as well, a megabyte that nobody here uses.
+that of a request which is no HTTP at all, then leaves through the same door. Its modules are imported one by one:
+`aiohttp.web` would bring a router, a file server and websockets as well, a megabyte that nobody here uses.
 """
 
 from __future__ import annotations
