@@ -11,8 +11,10 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from sidecar import logs
 from sidecar.core.evidence import Observation, Outage
@@ -26,17 +28,18 @@ from sidecar.web.server import HttpServer
 log = logging.getLogger("sidecar.service")
 
 HOUSEKEEPING_SECONDS = 1.0
+# Leaving takes at most the sum of these: Kubernetes and operators expect less than five seconds.
+TASKS_GRACE_SECONDS = 2.0
+STORE_GRACE_SECONDS = 1.5
 HTTP_GRACE_SECONDS = 0.5
-STORE_GRACE_SECONDS = 2.0
+
+_R = TypeVar("_R")
 
 
 def run(settings: Settings) -> int:
     """Run the service until SIGTERM, SIGINT or /quitquitquit; the exit status."""
     logs.configure(settings.log)
-    try:
-        return asyncio.run(Service(settings).run())
-    except KeyboardInterrupt:
-        return 130
+    return asyncio.run(Service(settings).run())
 
 
 class Service:
@@ -49,6 +52,7 @@ class Service:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._faults: dict[str, str] = {}
         self._started = False
+        self._status = 0
         self._metrics = Metrics(self, settings.targets)
         self._store = EvidenceStore(
             settings.store.url.get_secret_value(),
@@ -59,27 +63,30 @@ class Service:
     async def run(self) -> int:
         """Serve until told to leave; the exit status."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.quit)
+        loop.set_default_executor(_Threads())
+        loop.add_signal_handler(signal.SIGTERM, self.quit)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
         http = self._settings.http
         self._create_targets({})
         try:
             await self.http.start(http.host, http.port, http.admin_port)
         except OSError as error:
             # The one failure an operator meets at start: say it in one line, like a fault of the settings.
-            sys.stderr.write(
-                f"http: cannot listen on {http.host}:{http.port} or 127.0.0.1:{http.admin_port}: {error.strerror}:"
-                " choose other values for http.port and http.admin_port\n"
-            )
+            sys.stderr.write(f"{error.strerror}: takes a port that is free, and an address of this machine\n")
             return 2
         log.info("listening", extra={"host": http.host, "port": self.http.port, "admin_port": self.http.admin_port})
         try:
-            await self._start()
-            await self._leaving.wait()
+            # The store may keep us waiting; who is told to leave does not wait for it.
+            starting = self._tasks["start"] = asyncio.create_task(self._start())
+            leaving = asyncio.create_task(self._leaving.wait())
+            await asyncio.wait((starting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+            await leaving
             log.info("leaving")
         finally:
             await self._stop()
-        return 0
+        return self._status
 
     async def _start(self) -> None:
         history = await self._store.load()
@@ -106,9 +113,11 @@ class Service:
             )
 
     async def _stop(self) -> None:
+        self._leaving.set()
         for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=TASKS_GRACE_SECONDS)
         await asyncio.gather(*(target.close() for target in self._targets.values()), return_exceptions=True)
         await self._store.close(STORE_GRACE_SECONDS)
         await self.http.stop(HTTP_GRACE_SECONDS)
@@ -119,9 +128,11 @@ class Service:
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self._leaving.is_set():
+        error = None if task.cancelled() else task.exception()
+        if self._leaving.is_set():
+            if error is not None:
+                log.error("task failed while leaving", extra={"task": task.get_name()}, exc_info=error)
             return
-        error = task.exception()
         # The type and place are in the log; the text of an unforeseen error might hold anything, so HTTP gets less.
         self._faults[task.get_name()] = "ended by itself" if error is None else f"died of {type(error).__name__}"
         log.critical("task died", extra={"task": task.get_name()}, exc_info=error)
@@ -164,3 +175,28 @@ class Service:
 
     def quit(self) -> None:
         self._leaving.set()
+
+    def _interrupt(self) -> None:
+        self._status = 130
+        self.quit()
+
+
+class _Threads(ThreadPoolExecutor):
+    """The event loop's threads, one for each call, for whose end nobody waits.
+
+    What they do is look up names, and nothing can end a look-up that a name server leaves unanswered. The standard
+    executor would have the process wait for it before it can exit; besides, it keeps idle threads.
+    """
+
+    def submit(self, fn: Callable[..., _R], /, *args: Any, **kwargs: Any) -> Future[_R]:
+        future: Future[_R] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+                future.set_exception(error)
+
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=call, name="look-up", daemon=True).start()
+        return future

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -45,11 +47,14 @@ class HttpServer:
 
     def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
         handlers = Handlers(source, render_metrics)
-        self._public = _Listener(_Dispatcher(handlers, PUBLIC))
-        self._admin = _Listener(_Dispatcher(handlers, ADMIN))
+        self._public = _Listener("http.port", _Dispatcher(handlers, PUBLIC))
+        self._admin = _Listener("http.admin_port", _Dispatcher(handlers, ADMIN))
 
     async def start(self, host: str, port: int, admin_port: int) -> None:
-        """Listen; port 0 takes any free one. Raises OSError, and leaves nothing open, when one cannot be bound."""
+        """Listen; port 0 takes any free one.
+
+        Raises OSError, and leaves nothing open, when one cannot be bound; its `strerror` names the setting.
+        """
         try:
             self.port = await self._public.open(host, port)
             self.admin_port = await self._admin.open(LOOPBACK, admin_port)
@@ -152,7 +157,8 @@ class _Connection(RequestHandler):
 class _Listener:
     """One address and the connections that came in by it."""
 
-    def __init__(self, dispatcher: _Dispatcher) -> None:
+    def __init__(self, key: str, dispatcher: _Dispatcher) -> None:
+        self._key = key
         self._dispatcher = dispatcher
         self._connections: Server | None = None
         self._server: asyncio.Server | None = None
@@ -160,7 +166,13 @@ class _Listener:
     async def open(self, host: str, port: int) -> int:
         loop = asyncio.get_running_loop()
         connections = Server(self._dispatcher)
-        self._server = await loop.create_server(lambda: _Connection(connections, loop=loop, **_CONNECTION), host, port)
+        try:
+            self._server = await loop.create_server(
+                lambda: _Connection(connections, loop=loop, **_CONNECTION), host, port
+            )
+        except OSError as error:
+            why = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+            raise OSError(error.errno, f"{self._key}: cannot listen on {host}, port {port}: {why}") from error
         self._connections = connections
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
