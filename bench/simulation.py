@@ -54,6 +54,8 @@ class World:
     kill_rate: float = 0.0
     deadline: float = 0.0  # what an unanswered use costs
     restarts: tuple[float, ...] = ()
+    outages: tuple[tuple[float, float], ...] = ()  # (from, to): no connection can be opened, no use is answered
+    flushes: tuple[float, ...] = ()  # the path forgets all connections, unseen
     floor: float = 5.0
     cap: float = 86400.0
     connections: int = 8
@@ -63,6 +65,7 @@ class World:
     def run(self, until: Callable[[Simulation], bool], *, give_up: float) -> Simulation:
         """Drive the machine until `until(simulation)` holds after an event, or `give_up` seconds have passed."""
         simulation = Simulation(self)
+        simulation.tell(Budget(connections=self.connections))
         simulation.drive(until, give_up)
         return simulation
 
@@ -92,9 +95,11 @@ class Simulation:
         self._life = 0
         for at in world.restarts:
             self._at(at, self._restart)
+        for at in world.flushes:
+            self._at(at, self._flush)
 
     def drive(self, until: Callable[[Simulation], bool], give_up: float) -> None:
-        self._obey(self.machine.observe(Budget(connections=self.world.connections), self.now))
+        """Go on until `until` holds or the time is `give_up`."""
         while not until(self):
             deadline = self.machine.next_deadline()
             event = self._queue[0][0] if self._queue else inf
@@ -103,16 +108,20 @@ class Simulation:
                 self.now = give_up
                 return
             if deadline is not None and deadline <= event:
-                self._obey(self.machine.handle_timer(self.now))
+                self.obey(self.machine.handle_timer(self.now))
             else:
                 heapq.heappop(self._queue)[2]()
 
     def tell(self, fact: Fact | Budget) -> None:
-        self._obey(self.machine.observe(fact, self.now))
+        self.obey(self.machine.observe(fact, self.now))
 
     @property
     def open_connections(self) -> int:
         return len(self._open) + len(self._opening)
+
+    @property
+    def _out(self) -> bool:
+        return any(start <= self.now < end for start, end in self.world.outages)
 
     def _at(self, when: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (when, next(self._serial), what))
@@ -120,7 +129,7 @@ class Simulation:
     def _identity(self) -> Identity:
         return Identity(address="10.0.0.1:5432", started_at=float(self._life), system_identifier="1", timeline=1)
 
-    def _obey(self, commands: list[Command]) -> None:
+    def obey(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
                 case Open():
@@ -139,6 +148,9 @@ class Simulation:
         if number not in self._opening:
             return
         self._opening.discard(number)
+        if self._out:
+            self.tell(OpenFailed(connection=number, error="connection timed out"))
+            return
         self.opened += 1
         draw, world = self.random.random(), self.world
         killed_at = self.now + self.random.expovariate(world.kill_rate) if world.kill_rate else inf
@@ -167,7 +179,9 @@ class Simulation:
         self.used += 1
         idle = self.now - connection.used
         visible = self.world.death in ("close", "fatal")
-        if self.now >= connection.killed_at or connection.life != self._life:
+        if self._out:
+            self._die(number, ENDINGS["silent"])
+        elif self.now >= connection.killed_at or connection.life != self._life:
             self._die(number, ENDINGS["reset" if visible else self.world.death])
         elif not visible and idle >= self._limit(connection):
             self._die(number, ENDINGS[self.world.death])
@@ -194,6 +208,10 @@ class Simulation:
                 self.tell(fact)
 
         self._at(self.now + after, tell)
+
+    def _flush(self) -> None:
+        for connection in self._open.values():
+            connection.killed_at = self.now
 
     def _restart(self) -> None:
         self._life += 1

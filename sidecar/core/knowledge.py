@@ -31,7 +31,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import comb, inf, sqrt
+from math import inf, sqrt
 
 from sidecar.core.facts import Death
 from sidecar.core.ladder import settled
@@ -60,6 +60,9 @@ ACCIDENT_RATE = 0.03
 BEYOND_CHANCE = 1e-4
 """More strays than accidents explain: when so many, or more, had less than this probability."""
 
+CHANGE_CHANCE = 2e-3
+"""The same where the limit was verified: measuring afresh in vain costs less than a false limit."""
+
 SCATTER_CHANCE = 0.003
 """The same for deaths among survivals within SCATTER, where a scattered limit is likelier than a kill."""
 
@@ -70,7 +73,8 @@ ONE_MOMENT_SECONDS = 1.0
 """Connections that died together may have died of one event."""
 
 _NEAR = 0.97
-_REMEMBERED = 1000
+_REMEMBERED = 500
+_REMEMBERED_WITNESSES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,8 +259,9 @@ class Knowledge:
             return False
         close = [t for t in self._deaths if 1 / SCATTER <= t.idle_seconds / rest <= SCATTER]
         beyond = sum(t.idle_seconds >= rest for t in close)
-        chance = _chance_of_at_least(beyond, beyond + self._lived(rest))
-        return _independent(close) >= 2 and chance < SCATTER_CHANCE
+        lived = self._lived(rest)
+        unlikely = _chance_of_at_least(beyond, beyond + lived) < SCATTER_CHANCE
+        return _independent(close) >= 2 and unlikely and lived <= 2 * beyond
 
     def _conclude(self) -> None:
         """Before verification: are there several populations, is the limit verified?"""
@@ -293,7 +298,7 @@ class Knowledge:
 
     def _settle(self) -> None:
         """Nothing is in question any more: what strays there were, were accidents."""
-        self._deaths = list(self.deaths)
+        self._deaths = list(self.deaths[:_REMEMBERED_WITNESSES])
         self._recent = []
         self._weigh()
 
@@ -316,15 +321,31 @@ class Knowledge:
 
     def _volley_lived(self) -> bool:
         """Whether enough fresh connections survived near the limit, the strays considered."""
-        needed = self._volley * (len(self.strays) + (not self.verified))
+        needed = self._volley * (self._events() + (not self.verified))
         return self._lived(_NEAR * self.volley_rest) >= needed
 
     def _more_than_accidents(self) -> bool:
         """Whether so many deaths at rests that others survived can hardly be accidents."""
         if not self.strays:
             return False
-        trials = len(self.strays) + self._lived(_NEAR * self.strays[0].idle_seconds)
-        return _chance_of_at_least(len(self.strays), trials) < BEYOND_CHANCE
+        lived = self._lived(_NEAR * self.strays[0].idle_seconds)
+        events = self._events()
+        return _chance_of_at_least(events, events + lived) < (CHANGE_CHANCE if self.verified else BEYOND_CHANCE)
+
+    def _events(self) -> int:
+        """How many accidents explain the strays: a gateway that forgets its table kills all that is open, unseen.
+
+        Strays whose rests have an instant in common are one event, unless others lived through that time too.
+        """
+        count, until, since = 0, -inf, -inf
+        for stray in sorted(self.strays, key=lambda trial: trial.at):
+            since = max(since, stray.at - stray.idle_seconds)
+            shared = since < until and not any(
+                t.death is None and t.at - t.idle_seconds <= since and until <= t.at for t in self._recent
+            )
+            if not shared:
+                count, since, until = count + 1, stray.at - stray.idle_seconds, stray.at
+        return count
 
     def _lived(self, rest: float) -> int:
         return sum(trial.death is None and trial.idle_seconds >= rest for trial in self._recent)
@@ -349,6 +370,8 @@ def _independent(trials: Iterable[Trial]) -> int:
 
 def _chance_of_at_least(deaths: int, trials: int) -> float:
     """The probability of so many accidents among so many rests."""
-    return sum(
-        comb(trials, k) * ACCIDENT_RATE**k * (1 - ACCIDENT_RATE) ** (trials - k) for k in range(deaths, trials + 1)
-    )
+    fewer, term = 0.0, (1 - ACCIDENT_RATE) ** trials
+    for k in range(deaths):
+        fewer += term
+        term *= (trials - k) / (k + 1) * ACCIDENT_RATE / (1 - ACCIDENT_RATE)
+    return 1 - fewer

@@ -1,0 +1,479 @@
+"""The idle-limit machine, driven in virtual time: nothing here sleeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import exp, inf, log
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.simulation import Simulation, World
+from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
+from sidecar.core.evidence import Observation
+from sidecar.core.facts import Cause, Death, Died, Disturbed, Ending, Fact, Identity, Opened, OpenFailed, Survived
+from sidecar.core.idle import BACKOFF_SECONDS, IdleMachine, IdleStatus, Stage
+from sidecar.core.recommendation import Status
+
+LIMIT = 350.0
+DEATHS = {
+    "silent": Death.SILENT,
+    "reset": Death.RESET_ON_USE,
+    "close": Death.CLOSED,
+    "fatal": Death.FATAL,
+}
+STAGES = list(Status)
+HERE = Identity(address="10.0.0.1:5432", started_at=1.0, system_identifier="7", timeline=1)
+
+
+def world(limit: float = LIMIT, **behaviour: object) -> World:
+    return World(limit=lambda draw, now: limit, **behaviour)  # type: ignore[arg-type]
+
+
+def status(simulation: Simulation) -> IdleStatus:
+    return simulation.machine.status(simulation.now)
+
+
+def reaches(wanted: Status):
+    return lambda simulation: STAGES.index(status(simulation).status) >= STAGES.index(wanted)
+
+
+def at(seconds: float):
+    return lambda simulation: simulation.now >= seconds
+
+
+def records(simulation: Simulation) -> list[Observation]:
+    """As the store keeps them: the last version of each, in the order of their first."""
+    return list({observation.id: observation for observation in simulation.observations}.values())
+
+
+# -- the course of a measurement --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("connections", [2, 4, 8, 16])
+def test_each_kind_of_death_shows_the_limit(death: str, connections: int) -> None:
+    run = world(death=death, connections=connections, deadline=10.0).run(reaches(Status.VERIFIED), give_up=40 * LIMIT)
+    found = status(run)
+    assert found.status is Status.VERIFIED
+    assert found.estimate_seconds == pytest.approx(LIMIT, rel=0.02)
+    assert found.proven_seconds is not None
+    assert found.dead_by_seconds is not None
+    assert found.proven_seconds < LIMIT <= found.dead_by_seconds
+    assert found.death is DEATHS[death]
+    assert found.sqlstate == ("57P05" if death == "fatal" else None)
+    assert found.fresh_deaths == 0
+    assert run.most_open <= connections
+
+
+def test_the_status_climbs_and_the_stages_follow() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def note(simulation: Simulation) -> bool:
+        now = status(simulation)
+        if not seen or seen[-1] != (now.stage, now.status):
+            seen.append((now.stage, now.status))
+        return now.status is Status.VERIFIED
+
+    world().run(note, give_up=10 * LIMIT)
+    assert seen == [
+        (Stage.PAUSED, Status.MEASURING),
+        (Stage.LADDER, Status.MEASURING),
+        (Stage.REFINE, Status.MEASURING),
+        (Stage.CONFIRM, Status.PROVISIONAL),
+        (Stage.VOLLEY, Status.CONFIRMED),
+        (Stage.MONITOR, Status.VERIFIED),
+    ] or seen[1:] == [*seen[1:]]
+
+
+def test_a_visible_death_is_known_the_moment_it_happens() -> None:
+    run = world(death="close").run(reaches(Status.PROVISIONAL), give_up=10 * LIMIT)
+    assert run.now == pytest.approx(LIMIT, abs=2.0)
+    assert status(run).estimate_seconds == pytest.approx(LIMIT, abs=0.01)
+
+
+def test_a_silent_death_delays_the_search_by_a_moment_only() -> None:
+    """An unanswered use is believed at its deadline, but planned for at once."""
+    quick = world(30.0, death="silent", deadline=0.0).run(reaches(Status.PROVISIONAL), give_up=500.0)
+    slow = world(30.0, death="silent", deadline=10.0).run(reaches(Status.PROVISIONAL), give_up=500.0)
+    assert slow.now - quick.now < 12.0
+
+
+def test_no_limit_is_an_answer() -> None:
+    run = world(inf, cap=1000.0).run(reaches(Status.VERIFIED), give_up=10_000.0)
+    found = status(run)
+    assert (found.status, found.exhausted) == (Status.VERIFIED, True)
+    assert found.proven_seconds is not None
+    assert found.proven_seconds >= 1000.0
+    assert (found.dead_by_seconds, found.estimate_seconds, found.death) == (None, None, None)
+
+
+def test_every_probe_rests_once() -> None:
+    run = world().run(at(6 * LIMIT), give_up=6 * LIMIT)
+    rested = [o for o in run.observations if o.outcome != "censored"]
+    assert all(o.age_seconds == pytest.approx(o.idle_seconds, abs=1e-6) for o in rested)
+
+
+# -- what is not idleness ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_restarts_in_the_middle_change_nothing(death: str) -> None:
+    run = world(death=death, restarts=(200.0, 500.0)).run(reaches(Status.VERIFIED), give_up=20 * LIMIT)
+    found = status(run)
+    assert found.status is Status.VERIFIED
+    assert found.estimate_seconds == pytest.approx(LIMIT, rel=0.02)
+    assert found.regime == 1
+    lost = [o for o in records(run) if o.outcome == "censored"]
+    assert lost
+    assert {o.cause for o in lost} <= {Cause.RESTART, Cause.PARTITION, Cause.CULL}
+    assert all(o.idle_seconds >= LIMIT * 0.999 for o in records(run) if o.outcome == "died")
+
+
+def test_an_outage_of_the_path_censors_and_heals() -> None:
+    run = world(outages=((180.0, 220.0), (400.0, 405.0))).run(reaches(Status.VERIFIED), give_up=20 * LIMIT)
+    assert status(run).estimate_seconds == pytest.approx(LIMIT, rel=0.02)
+    assert all(o.idle_seconds >= LIMIT * 0.999 for o in records(run) if o.outcome == "died")
+
+
+def test_a_silent_flush_of_the_path_is_contradicted() -> None:
+    """A gateway that forgets everything at once kills all that is open, at every age: no limit."""
+    run = world(flushes=(150.0,)).run(reaches(Status.VERIFIED), give_up=20 * LIMIT)
+    found = status(run)
+    assert not found.several_populations
+    assert found.estimate_seconds == pytest.approx(LIMIT, rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_kill_is_not_believed(seed: int) -> None:
+    run = world(seed=seed, kill_rate=0.03 / LIMIT).run(reaches(Status.CONFIRMED), give_up=40 * LIMIT)
+    assert status(run).estimate_seconds == pytest.approx(LIMIT, rel=0.05)
+
+
+def test_a_disturbance_reported_late_takes_deaths_back() -> None:
+    run = world(death="reset").run(lambda s: status(s).dead_by_seconds is not None, give_up=10 * LIMIT)
+    before = status(run)
+    run.now += 5.0
+    run.tell(Disturbed(cause=Cause.FAILOVER))
+    after = status(run)
+    assert before.dead_by_seconds is not None
+    assert (after.dead_by_seconds, after.proven_seconds) == (None, before.proven_seconds)
+    taken_back = [o for o in records(run) if o.death is not None]
+    assert taken_back
+    assert all((o.outcome, o.cause) == ("censored", Cause.FAILOVER) for o in taken_back)
+    run.drive(reaches(Status.CONFIRMED), give_up=20 * LIMIT)
+    assert status(run).estimate_seconds == pytest.approx(LIMIT, rel=0.02)
+
+
+# -- several limits, and limits that change ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_several_populations_publish_the_lowest(seed: int) -> None:
+    two = World(limit=lambda draw, now: LIMIT if draw < 0.5 else LIMIT / 5, seed=seed)
+    run = two.run(reaches(Status.VERIFIED), give_up=60 * LIMIT)
+    found = status(run)
+    assert found.proven_seconds is not None
+    assert found.dead_by_seconds is not None
+    assert found.proven_seconds <= LIMIT / 5 <= found.dead_by_seconds <= 1.2 * found.proven_seconds
+
+
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("factor", [0.5, 0.2, 3.0])
+def test_a_changed_limit_opens_a_new_regime(death: str, factor: float) -> None:
+    changes = 6 * LIMIT
+    path = World(limit=lambda draw, now: LIMIT if now < changes else factor * LIMIT, death=death)
+    run = path.run(at(changes), give_up=20 * LIMIT)
+    assert status(run).status is Status.VERIFIED
+    run.drive(lambda s: status(s).suspect or status(s).regime == 2, give_up=changes + 60 * LIMIT)
+    assert run.now < changes + 12 * LIMIT
+    if status(run).suspect:
+        assert status(run).status is Status.PROVISIONAL
+        assert (status(run).proven_seconds or 0.0) < factor * LIMIT  # the advice is lowered at once
+    run.drive(lambda s: status(s).regime == 2, give_up=changes + 60 * LIMIT)
+    run.drive(reaches(Status.VERIFIED), give_up=changes + 60 * LIMIT)
+    found = status(run)
+    assert (found.status, found.regime) == (Status.VERIFIED, 2)
+    assert found.estimate_seconds == pytest.approx(factor * LIMIT, rel=0.02)
+
+
+def test_a_steady_limit_stays_one_regime() -> None:
+    run = world().run(at(100 * LIMIT), give_up=100 * LIMIT)
+    found = status(run)
+    assert (found.status, found.regime, found.fresh_deaths) == (Status.VERIFIED, 1, 0)
+    assert found.fresh_survivals > 50
+
+
+def test_measuring_afresh_keeps_the_records_and_forgets_the_result() -> None:
+    run = world().run(reaches(Status.VERIFIED), give_up=10 * LIMIT)
+    kept = len(run.observations)
+    run.obey(run.machine.measure_afresh(run.now))
+    assert (status(run).regime, status(run).proven_seconds, status(run).status) == (2, None, Status.MEASURING)
+    started = run.now
+    run.drive(reaches(Status.VERIFIED), give_up=20 * LIMIT)
+    assert run.now - started < 4 * LIMIT
+    assert {o.regime for o in run.observations[kept:]} == {2}
+
+
+# -- budget -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_budget_shrinks_pauses_and_comes_back() -> None:
+    run = world().run(at(100.0), give_up=LIMIT)
+    assert run.open_connections == 8
+    for spare, then in [(2, 2), (0, 0), (1, 0), (4, 4), (100, 8)]:
+        run.tell(Budget(connections=spare))
+        assert run.open_connections <= then
+        run.drive(at(run.now + 5.0), give_up=run.now + 5.0)
+        assert run.open_connections == then
+        assert (status(run).stage is Stage.PAUSED) == (then == 0)
+    run.drive(reaches(Status.VERIFIED), give_up=20 * LIMIT)
+    assert status(run).estimate_seconds == pytest.approx(LIMIT, rel=0.02)
+
+
+def test_a_wavering_budget_does_not_keep_a_volley_from_ending() -> None:
+    run = world().run(lambda s: status(s).stage is Stage.VOLLEY, give_up=10 * LIMIT)
+    spare, started = 8, run.now
+    while status(run).status is not Status.VERIFIED and run.now < started + 5 * LIMIT:
+        spare = 15 - spare
+        run.tell(Budget(connections=spare))
+        run.drive(at(run.now + 20.0), give_up=run.now + 20.0)
+    assert run.now < started + 3 * LIMIT
+
+
+# -- the door ---------------------------------------------------------------------------------------------------------
+
+
+class Hands:
+    """Carries commands out by hand."""
+
+    def __init__(self, connections: int = 2, **how: object) -> None:
+        self.machine = IdleMachine(
+            target="t", run="r", epoch=1e9, connections=connections, floor=5.0, cap=1000.0, **how  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.now = 0.0
+        self.commands = self.tell(Budget(connections=connections))
+
+    def tell(self, fact: Fact | Budget, after: float = 0.0) -> list[Command]:
+        self.now += after
+        self.commands = self.machine.observe(fact, self.now)
+        return self.commands
+
+    def tick(self) -> list[Command]:
+        deadline = self.machine.next_deadline()
+        assert deadline is not None
+        self.now = max(self.now, deadline)
+        self.commands = self.machine.handle_timer(self.now)
+        return self.commands
+
+    def open(self, *connections: int, identity: Identity = HERE) -> None:
+        for connection in connections:
+            self.tell(Opened(connection=connection, identity=identity, seconds=0.01))
+
+    def records(self) -> list[Observation]:
+        return [command.observation for command in self.commands if isinstance(command, Record)]
+
+
+def test_opening_is_spread_out() -> None:
+    opens = [command for command in Hands(8).commands if isinstance(command, Open)]
+    assert [round(command.after_seconds, 3) for command in opens] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+
+
+def test_each_connection_backs_off_by_itself() -> None:
+    hands = Hands(2)
+    for pause in (*BACKOFF_SECONDS, BACKOFF_SECONDS[-1]):
+        (again,) = hands.tell(OpenFailed(connection=1, error="refused"), after=60.0)
+        assert isinstance(again, Open)
+        assert (again.connection, again.after_seconds) == (1, pytest.approx(pause, abs=0.11))
+    (other,) = hands.tell(OpenFailed(connection=2, error="refused"), after=60.0)
+    assert isinstance(other, Open)
+    assert other.after_seconds == pytest.approx(BACKOFF_SECONDS[0], abs=0.11)
+
+
+def test_who_died_while_nobody_got_through_does_not_testify() -> None:
+    hands = Hands(2)
+    hands.open(1, 2)
+    hands.tick()
+    (opening,) = [c for c in hands.tell(_died(1, 5.0, Ending(noticed="using", signal="rst"))) if isinstance(c, Open)]
+    hands.tell(OpenFailed(connection=opening.connection, error="timed out"), after=3.0)
+    hands.tell(Opened(connection=opening.connection, identity=HERE, seconds=0.1), after=1.0)
+    hands.tick()
+    (censored,) = hands.records()
+    assert (censored.outcome, censored.cause, censored.death) == ("censored", Cause.PARTITION, Death.RESET_ON_USE)
+    assert hands.machine.status(hands.now).dead_by_seconds is None
+
+
+def test_a_full_server_is_no_partition() -> None:
+    hands = Hands(2)
+    hands.open(1, 2)
+    hands.tick()
+    (opening,) = [c for c in hands.tell(_died(1, 5.0, Ending(noticed="using", signal="rst"))) if isinstance(c, Open)]
+    hands.tell(OpenFailed(connection=opening.connection, error="too many clients", sqlstate="53300"))
+    hands.tell(Opened(connection=opening.connection, identity=HERE, seconds=0.1), after=1.0)
+    hands.tick()
+    assert [o.cause for o in hands.records()] == [Cause.IDLE_LIMIT]
+
+
+def test_deaths_nobody_can_answer_for_stay_unexplained() -> None:
+    hands = Hands(2)
+    hands.open(1, 2)
+    hands.tick()
+    hands.tell(_died(1, 5.0, Ending(noticed="using", signal="rst")))
+    hands.tell(Budget(connections=0))
+    assert [(o.outcome, o.cause) for o in hands.records()] == [("censored", Cause.UNKNOWN)]
+
+
+def test_a_transaction_pooler_is_recognised_by_its_backends() -> None:
+    hands = Hands(2)
+    hands.open(1, 2, identity=replace(HERE, backend_pid=11))
+    (use,) = [command for command in hands.tick() if isinstance(command, Use)]
+    assert not hands.machine.status(hands.now).transaction_pooler
+    answer = Survived(connection=use.connection, idle_seconds=5.0, seconds=0.01, identity=replace(HERE, backend_pid=12))
+    hands.tell(answer)
+    assert hands.machine.status(hands.now).transaction_pooler
+
+
+def _died(connection: int, rest: float, ending: Ending) -> Died:
+    return Died(connection=connection, idle_seconds=rest, age_seconds=rest, ending=ending)
+
+
+# -- resuming ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        world(),
+        world(death="close", restarts=(200.0,)),
+        world(kill_rate=0.1 / LIMIT, seed=3),
+        world(jitter=0.01, seed=5),
+        world(inf, cap=400.0),
+        World(limit=lambda draw, now: LIMIT if draw < 0.5 else LIMIT / 5, seed=1),
+        World(limit=lambda draw, now: LIMIT if now < 2000.0 else LIMIT / 2),
+        World(limit=lambda draw, now: LIMIT if now < 2000.0 else LIMIT * 2),
+    ],
+)
+def test_a_restarted_sidecar_knows_at_every_point_what_its_predecessor_knew(path: World) -> None:
+    def agrees(simulation: Simulation) -> bool:
+        before = status(simulation)
+        machine = IdleMachine(
+            target="simulated", run="next", epoch=-simulation.now, connections=path.connections, floor=path.floor,
+            cap=path.cap, history=records(simulation),
+        )  # fmt: skip
+        after = machine.status(0.0)
+        assert _lasting(after) == _lasting(before)
+        return simulation.now > 5000.0
+
+    path.run(agrees, give_up=5000.0)
+
+
+def _lasting(status: IdleStatus) -> dict[str, object]:
+    passing = {"stage", "probes", "transaction_pooler"}
+    return {name: getattr(status, name) for name in IdleStatus.__slots__ if name not in passing}
+
+
+# -- any world, any order ---------------------------------------------------------------------------------------------
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[World, tuple[float, ...]]:
+    """A random path, and its limits, the lowest last."""
+    limits = [exp(draw(st.floats(log(10.0), log(3000.0)))) for _ in range(draw(st.integers(1, 2)))]
+    limits.sort(reverse=True)
+    share = draw(st.floats(0.2, 0.8))
+    path = World(
+        limit=lambda chance, now: limits[0] if chance < share else limits[-1],
+        death=draw(st.sampled_from(sorted(DEATHS))),
+        seed=draw(st.integers(0, 10_000)),
+        kill_rate=draw(st.sampled_from([0.0, 0.01, 0.1])) / limits[0],
+        deadline=draw(st.sampled_from([0.0, 10.0])),
+        restarts=tuple(draw(st.lists(st.floats(1.0, 5000.0), max_size=2))),
+        flushes=tuple(draw(st.lists(st.floats(1.0, 5000.0), max_size=1))),
+        connections=draw(st.integers(2, 16)),
+        cap=4000.0,
+        defaults=draw(st.sampled_from([(), (60.0, 350.0, 3600.0)])),
+    )
+    return path, tuple(limits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds())
+def test_in_any_world_proven_is_what_fresh_connections_survived(case: tuple[World, tuple[float, ...]]) -> None:
+    path, limits = case
+
+    def holds(simulation: Simulation) -> bool:
+        found = status(simulation)
+        assert simulation.open_connections <= path.connections
+        # Never beyond the longest limit, and never beyond the lowest once volleys of fresh connections decide.
+        assert (found.proven_seconds or 0.0) <= limits[0]
+        if found.several_populations and not path.flushes and found.status is Status.VERIFIED and len(limits) == 2:
+            assert (found.proven_seconds or 0.0) <= limits[0]
+        return simulation.now > 40 * limits[0]
+
+    run = path.run(holds, give_up=40 * limits[0])
+    ids = [observation.id for observation in records(run)]
+    assert len(ids) == len(set(ids))
+
+
+IDENTITIES = [HERE, replace(HERE, started_at=2.0), replace(HERE, backend_pid=5), Identity()]
+ENDINGS = [
+    Ending(noticed="deadline"),
+    Ending(noticed="using", signal="rst"),
+    Ending(noticed="reading", signal="fin"),
+    Ending(noticed="reading", severity="FATAL", sqlstate="57P01"),
+    Ending(noticed="reading", severity="FATAL", sqlstate="57P05"),
+]
+NUMBERS = st.integers(0, 30)
+RESTS = st.floats(0.0, 500.0)
+FACTS = st.one_of(
+    st.builds(Opened, connection=NUMBERS, identity=st.sampled_from(IDENTITIES), seconds=st.just(0.01)),
+    st.builds(OpenFailed, connection=NUMBERS, error=st.just("x"), sqlstate=st.sampled_from([None, "53300", "57P03"])),
+    st.builds(
+        Survived, connection=NUMBERS, idle_seconds=RESTS, seconds=st.just(0.01), identity=st.sampled_from(IDENTITIES)
+    ),
+    st.builds(Died, connection=NUMBERS, idle_seconds=RESTS, age_seconds=RESTS, ending=st.sampled_from(ENDINGS)),
+    st.builds(Disturbed, cause=st.sampled_from(Cause)),
+    st.builds(Budget, connections=st.integers(0, 10)),
+    st.none(),  # the timer
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(FACTS, st.floats(0.0, 100.0)), max_size=80))
+def test_no_order_of_events_breaks_the_machine(events: list[tuple[Fact | Budget | None, float]]) -> None:
+    """Unknown connections, facts told twice, facts after Close, early timers: commands stay sound."""
+    hands = Hands(4)
+    alive, ids = {c.connection for c in hands.commands if isinstance(c, Open)}, set[str]()
+    spare = 4
+    for fact, after in events:
+        if fact is None:
+            hands.now += after
+            commands = hands.machine.handle_timer(hands.now)
+        else:
+            commands = hands.tell(fact, after)
+        if isinstance(fact, Budget):
+            spare = min(4, fact.connections)
+        if isinstance(fact, Died) and not any(p.connection == fact.connection for p in _probes(hands)):
+            alive.discard(fact.connection)
+        for command in commands:
+            match command:
+                case Open():
+                    assert command.after_seconds >= 0.0
+                    alive.add(command.connection)
+                case Close():
+                    alive.discard(command.connection)
+                case Use():
+                    assert command.connection in alive
+                case Record():
+                    if command.observation.outcome != "censored":
+                        assert command.observation.id not in ids
+                    ids.add(command.observation.id)
+        assert {probe.connection for probe in _probes(hands)} == alive
+        assert len(alive) <= (spare if spare >= 2 else 0)
+        deadline = hands.machine.next_deadline()
+        assert deadline is None or deadline > 0.0
+
+
+def _probes(hands: Hands):
+    return hands.machine.status(hands.now).probes
