@@ -101,7 +101,7 @@ def test_a_death_below_what_was_survived_is_a_stray_from_the_start() -> None:
 
 
 def test_a_limit_that_scatters_a_little_stands() -> None:
-    known = Evidence().lived(95.0).died(99.0, 100.0).lived(101.0).known
+    known = Evidence().lived(95.0).died(99.0, 100.0).lived(100.5).known
     assert (known.high, known.low, known.strays) == (99.0, 95.0, ())
 
 
@@ -167,10 +167,19 @@ def test_a_shorter_limit_is_a_change() -> None:
     evidence = Evidence().verified()
     evidence.died(97.0, apart=100.0)
     assert not evidence.known.changed
-    evidence.died(97.0)  # both rested at the same time: one event may have killed them
-    assert not evidence.known.changed
     evidence.died(97.0, apart=100.0)
     assert evidence.known.changed
+
+
+def test_deaths_of_all_that_was_open_at_one_time_are_one_event() -> None:
+    """A gateway that forgets its table: the many strays together are one accident."""
+    evidence = Evidence().lived(10.0, 20.0).died(*[60.0] * 5, apart=1.0)
+    evidence.now += 100.0
+    known = evidence.lived(90.0).known
+    assert len(known.strays) == 5
+    assert not known.several_populations
+    evidence.died(70.0, 70.0, 70.0, apart=100.0)
+    assert known.several_populations
 
 
 def test_a_longer_limit_is_a_change() -> None:

@@ -51,7 +51,7 @@ OPENING_SPACING_SECONDS = 0.1  # openings are spread out: no burst of handshakes
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to open one connection
 PATIENCE_SECONDS = 1.0  # a use not answered by then is planned as a death
 RETRACT_SECONDS = 10.0  # a disturbance reported by others may come this late
-SMALLEST_VOLLEY = 3
+SMALLEST_VOLLEY = 5
 TOO_OLD = 1.03  # a connection that rested this much more than the rest in question says little about it
 RULER = (1 / 8, 1 / 4, 1 / 8, 1 / 2, 1 / 8, 1 / 4, 1 / 8, 1.01 * BEYOND)  # of the shortest fatal rest
 

@@ -43,7 +43,7 @@ VOLLEY_REST = 0.98
 CONFIRM_WITHIN = 1.03
 """Deaths within this factor of the shortest fatal rest are witnesses of the same limit."""
 
-SCATTER = 1.04
+SCATTER = 1.02
 """How far the limits of two rests on one path may lie apart: timers are coarse and checked now and then."""
 
 BEYOND = 1.05
@@ -335,17 +335,21 @@ class Knowledge:
     def _events(self) -> int:
         """How many accidents explain the strays: a gateway that forgets its table kills all that is open, unseen.
 
-        Strays whose rests have an instant in common are one event, unless others lived through that time too.
+        Many strays whose rests have an instant in common are one event, unless others lived through that time too.
         """
-        count, until, since = 0, -inf, -inf
+        groups: list[int] = []
+        until, since = -inf, -inf
         for stray in sorted(self.strays, key=lambda trial: trial.at):
             since = max(since, stray.at - stray.idle_seconds)
             shared = since < until and not any(
                 t.death is None and t.at - t.idle_seconds <= since and until <= t.at for t in self._recent
             )
-            if not shared:
-                count, since, until = count + 1, stray.at - stray.idle_seconds, stray.at
-        return count
+            if shared:
+                groups[-1] += 1
+            else:
+                groups.append(1)
+                since, until = stray.at - stray.idle_seconds, stray.at
+        return sum(1 if 2 * strays > self._volley else strays for strays in groups)
 
     def _lived(self, rest: float) -> int:
         return sum(trial.death is None and trial.idle_seconds >= rest for trial in self._recent)
