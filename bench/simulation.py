@@ -64,9 +64,14 @@ class World:
 
     def run(self, until: Callable[[Simulation], bool], *, give_up: float) -> Simulation:
         """Drive the machine until `until(simulation)` holds after an event, or `give_up` seconds have passed."""
+        simulation = self.start()
+        simulation.drive(until, give_up)
+        return simulation
+
+    def start(self) -> Simulation:
+        """A machine that has just been given its budget."""
         simulation = Simulation(self)
         simulation.tell(Budget(connections=self.connections))
-        simulation.drive(until, give_up)
         return simulation
 
 

@@ -293,9 +293,9 @@ class Status:
 class FailoverMachine:
     """The watch over one target (see the module).
 
-    `every`, `deadline` and `reconnect_every` are seconds. `run` makes the ids of records unique over
-    restarts of the process. `jitter` gives numbers from [0, 1) that spread attempts in time. `now` is monotonic, `at`
-    the wall clock, both of this moment.
+    `every`, `deadline` and `reconnect_every` are seconds. `run` makes the ids of records unique over restarts of the
+    process. `jitter` gives numbers from [0, 1) that spread attempts in time. `now` is monotonic, `at` the wall clock, both
+    of this moment.
     """
 
     def __init__(
@@ -476,13 +476,14 @@ class FailoverMachine:
         after, until = self._session_failed(ending, now)
         self._move(Event.LOST, now)
         trouble = self._trouble or self._open(now)
-        if trouble.connect is not None and trouble.connect.began[1] > after and not trouble.refused:
+        if trouble.connect is not None and trouble.connect.began[1] > after and not trouble.refusals:
             trouble.connect.began = (max(after, trouble.connect.began[0]), trouble.connect.began[1])
         trouble.read = spoil(trouble.read, (after, until), after)
         if self._writes_expected:
             write_after = after if self._tells_role else self._write_good
             trouble.write = spoil(trouble.write, (write_after, until), write_after)
         trouble.session_lost(ending)
+        self._error = (ending.message or f"the connection ended: {ending.death}", ending.sqlstate)
         self._question = None
         self._attempts.clear()  # what began before testifies to nothing
         self._hurry(now)
@@ -596,7 +597,7 @@ class FailoverMachine:
         """An attempt begun at that time came to nothing."""
         began = (self._door_good, now)
         lost = trouble.read if trouble.read is not None and trouble.read.ended is None else None
-        if lost is not None and lost.began[1] > self._door_good and not trouble.refused:
+        if lost is not None and lost.began[1] > self._door_good and not trouble.refusals:
             began = (max(lost.began[0], self._door_good), lost.began[1])
         trouble.connect = spoil(trouble.connect, began, begun)
         if lost is not None:

@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from sidecar.core.evidence import Interval, Outage, Spell
 from sidecar.core.facts import Death, Ending, Identity
 
-ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = "57P01", "57P02", "57P03"
+ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = STOPPING = ("57P01", "57P02", "57P03")
+_CONNECTION_EXCEPTION = "08"  # class of SQLSTATE: PgBouncer's, among others, when it cannot reach the server itself
 _NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})  # errors of our own making
 _POSTMASTER_DIED = "postmaster exit"  # FATAL 57P01 as well: backends that find their postmaster killed
 
@@ -87,8 +88,8 @@ class Trouble:
     after: Identity | None = None
     addresses_after: tuple[str, ...] = ()
     dns_changed: float | None = None
-    refusals: Counter[str] = field(default_factory=Counter)  # attempts a server answered with a no, by SQLSTATE
-    failures: Counter[str] = field(default_factory=Counter)  # attempts that got no answer, by error
+    refusals: Counter[str] = field(default_factory=Counter)  # attempts that a server at work refused, by SQLSTATE
+    failures: Counter[str] = field(default_factory=Counter)  # attempts that found none at work, by SQLSTATE or error
     endings: Counter[str] = field(default_factory=Counter)  # sessions lost, by SQLSTATE
     lost: Counter[Death] = field(default_factory=Counter)
 
@@ -99,15 +100,10 @@ class Trouble:
             self.endings[ending.sqlstate] += 1
 
     def attempt_failed(self, sqlstate: str | None, name: str) -> None:
-        if sqlstate is None:
-            self.failures[name] += 1
+        if sqlstate is None or sqlstate in STOPPING or sqlstate.startswith(_CONNECTION_EXCEPTION):
+            self.failures[sqlstate or name] += 1
         else:
             self.refusals[sqlstate] += 1
-
-    @property
-    def refused(self) -> bool:
-        """Whether a server that takes connections has refused ours: its door may be shut while sessions live."""
-        return bool(self.refusals.keys() - {CANNOT_CONNECT_NOW})
 
     @property
     def move(self) -> str | None:
@@ -201,7 +197,7 @@ def _restarted(trouble: Trouble) -> bool:
     """Whether the server began a new life, or at least ended all sessions and recovered."""
     before, after, ending = trouble.before, trouble.after, trouble.ending
     said = None if ending is None else ending.sqlstate
-    if CANNOT_CONNECT_NOW in trouble.refusals or said == CRASH_SHUTDOWN:
+    if CANNOT_CONNECT_NOW in trouble.failures or said == CRASH_SHUTDOWN:
         return True
     if before is None or after is None or None in (before.started_at, after.started_at):
         return said == ADMIN_SHUTDOWN and (after is None or bool(trouble.failures))
