@@ -55,6 +55,7 @@ class World:
     deadline: float = 0.0  # what an unanswered use costs
     restarts: tuple[float, ...] = ()
     outages: tuple[tuple[float, float], ...] = ()  # (from, to): no connection can be opened, no use is answered
+    keepalive_helps: bool = False  # the limit does not apply to connections with TCP keepalive
     flushes: tuple[float, ...] = ()  # the path forgets all connections, unseen
     floor: float = 5.0
     cap: float = 86400.0
@@ -139,7 +140,7 @@ class Simulation:
             match command:
                 case Open():
                     self._opening.add(command.connection)
-                    self._at(self.now + command.after_seconds, lambda c=command.connection: self._opened(c))
+                    self._at(self.now + command.after_seconds, lambda c=command: self._opened(c))
                 case Use():
                     self._use(command.connection)
                 case Close():
@@ -149,7 +150,8 @@ class Simulation:
                     self.observations.append(command.observation)
             self.most_open = max(self.most_open, self.open_connections)
 
-    def _opened(self, number: int) -> None:
+    def _opened(self, command: Open) -> None:
+        number = command.connection
         if number not in self._opening:
             return
         self._opening.discard(number)
@@ -159,7 +161,10 @@ class Simulation:
         self.opened += 1
         draw, world = self.random.random(), self.world
         killed_at = self.now + self.random.expovariate(world.kill_rate) if world.kill_rate else inf
-        self._open[number] = _Connection(self.now, self.now, lambda at: world.limit(draw, at), killed_at, self._life)
+        kept = world.keepalive_helps and command.keepalive is not None
+        self._open[number] = _Connection(
+            self.now, self.now, lambda at: inf if kept else world.limit(draw, at), killed_at, self._life
+        )
         self._watch(number)
         self.tell(Opened(connection=number, identity=self._identity(), seconds=0.0))
 

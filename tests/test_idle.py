@@ -216,6 +216,20 @@ def test_measuring_afresh_keeps_the_records_and_forgets_the_result() -> None:
     assert {o.regime for o in run.observations[kept:]} == {2}
 
 
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("helps", [True, False])
+@pytest.mark.parametrize("connections", [2, 8])
+def test_keepalive_is_tried_beyond_the_limit(death: str, helps: bool, connections: int) -> None:
+    path = world(death=death, keepalive_helps=helps, connections=connections)
+    run = path.run(lambda s: status(s).keepalive_helps is not None, give_up=40 * LIMIT)
+    found = status(run)
+    assert (found.keepalive_helps, found.status, found.regime) == (helps, Status.VERIFIED, 1)
+    tried = [o for o in records(run) if o.arm == "keepalive"]
+    assert len(tried) == (1 if helps else 2)
+    run.drive(at(run.now + 5 * LIMIT), give_up=run.now + 5 * LIMIT)
+    assert [o for o in records(run) if o.arm == "keepalive"] == tried
+
+
 # -- budget -----------------------------------------------------------------------------------------------------------
 
 

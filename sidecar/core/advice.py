@@ -142,7 +142,7 @@ def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit 
             high_seconds=idle.dead_by_seconds,
             death=idle.death,
             sqlstate=idle.sqlstate,
-            keepalive_helps=None,
+            keepalive_helps=idle.keepalive_helps,
         )
     return IdleLimit(
         # Rounded away from the limit, so that no digit claims more than was seen.
@@ -151,6 +151,7 @@ def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit 
         estimate_seconds=None if idle.estimate_seconds is None else round(idle.estimate_seconds, 3),
         death=idle.death,
         sqlstate=idle.sqlstate,
+        keepalive_helps=idle.keepalive_helps,
         likely=likely,
     )
 
@@ -269,6 +270,15 @@ def _remarks(idle: IdleStatus, declared: Declared | None) -> tuple[tuple[Remark,
                 code="several_populations",
                 text="Connections to this target do not all share one limit (several gateways or proxies?). The advice"
                 " follows the shortest.",
+            )
+        )
+    if idle.transaction_pooler:
+        warnings.append(
+            Remark(
+                code="transaction_pooler",
+                text="One connection was answered by several server processes: a pooler in transaction mode is between."
+                " Prepared statements fail there unless both of asyncpg's statement caches are off, and settings the"
+                " server declares are not those of the connection to the pooler.",
             )
         )
     warnings += _about_declared(idle, declared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sidecar.core.evidence import Observation
+from sidecar.core.recommendation import Keepalive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +14,7 @@ class Open:
 
     connection: int
     after_seconds: float
+    keepalive: Keepalive | None = None  # TCP keepalive to switch on; off it must be otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

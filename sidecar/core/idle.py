@@ -15,6 +15,9 @@ knowledge alone:
     MONITOR  two connections at a time: a guard just below the limit, and a ruler at fractions of it, which would
              meet a shorter limit early and a longer one at the end
 
+Once the limit is verified, a connection with TCP keepalive well below it rests beyond it. If it lives, keepalive helps,
+and the limit belongs to something that looks at packets; if such connections die, to something that counts bytes.
+
 A change of stage closes nothing: connections were never used, so whatever their age, they serve the next stage too.
 Only a new *regime* starts afresh: when a verified limit is contradicted, it has changed, and older evidence is history.
 A guard that dies makes the limit suspect at once; a volley then tells an accident from a change.
@@ -44,7 +47,7 @@ from sidecar.core.evidence import Observation
 from sidecar.core.facts import Cause, Death, Died, Disturbed, Fact, Identity, Opened, OpenFailed, Survived
 from sidecar.core.knowledge import BEYOND, CONFIRM_WITHIN, Knowledge, Trial
 from sidecar.core.ladder import Prior, best_test, has_sentinel, next_rung, rungs, settled
-from sidecar.core.recommendation import Status
+from sidecar.core.recommendation import Keepalive, Status
 from sidecar.core.views import ProbeView
 
 OPENING_SPACING_SECONDS = 0.1  # openings are spread out: no burst of handshakes on the target
@@ -54,6 +57,8 @@ RETRACT_SECONDS = 10.0  # a disturbance reported by others may come this late
 SMALLEST_VOLLEY = 5
 TOO_OLD = 1.03  # a connection that rested this much more than the rest in question says little about it
 RULER = (1 / 8, 1 / 4, 1 / 8, 1 / 2, 1 / 8, 1 / 4, 1 / 8, 1.01 * BEYOND)  # of the shortest fatal rest
+KEEPALIVE_SHARE = 0.3  # of the longest rest survived: one lost keepalive must not matter
+KEPT_REST = 1.3  # of the shortest fatal rest: where a connection kept alive shows that it is
 
 _SERVER_STOPPED = ("57P01", "57P02", "57P03")
 
@@ -76,6 +81,7 @@ class Arm(StrEnum):
     VOLLEY = "volley"
     GUARD = "guard"
     RULER = "ruler"
+    KEEPALIVE = "keepalive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +101,7 @@ class IdleStatus:
     exhausted: bool  # past the cap, and nothing died
     fresh_survivals: int  # rests of fresh connections near the limit, and how many of them died: the safe
     fresh_deaths: int  # interval is bounded by their number, not by the wish
+    keepalive_helps: bool | None  # whether TCP keepalive holds connections open beyond the limit
     transaction_pooler: bool  # one connection was answered by several backends
     probes: tuple[ProbeView, ...]
 
@@ -230,6 +237,7 @@ class IdleMachine:
             exhausted=known.exhausted,
             fresh_survivals=known.fresh_survivals,
             fresh_deaths=known.fresh_deaths,
+            keepalive_helps=known.keepalive_helps,
             transaction_pooler=self._pooled,
             probes=tuple(
                 ProbeView(
@@ -259,7 +267,8 @@ class IdleMachine:
         """Take an observation of the present regime into the knowledge, now or when history is read."""
         died = observation.outcome == "died" and observation.cause is Cause.IDLE_LIMIT
         if died or observation.outcome == "survived":
-            self._known.add(
+            take = self._known.add_kept_alive if observation.arm == Arm.KEEPALIVE else self._known.add
+            take(
                 Trial(
                     idle_seconds=observation.idle_seconds,
                     at=observation.at - self._epoch,
@@ -466,17 +475,22 @@ class IdleMachine:
 
     def _plan_monitor(self, now: float) -> list[Command]:
         commands: list[Command] = []
+        known = self._known
+        arms = [Arm.GUARD, Arm.RULER]
+        if known.high < inf and not known.several_populations and known.keepalive_helps is None:
+            arms = [Arm.GUARD, Arm.KEEPALIVE, Arm.RULER][: self._budget]
         for probe in list(self._probes.values()):
-            if probe.arm not in (Arm.GUARD, Arm.RULER):
+            if probe.arm not in arms:
                 commands += self._drop(probe)
-        for arm in (Arm.GUARD, Arm.RULER):
+        for arm in arms:
             if not any(probe.arm is arm for probe in self._probes.values()):
                 commands += self._open_new(arm, now)
-        known = self._known
         for probe in self._probes.values():
             if probe.state == "resting" and probe.goal is None:
                 if probe.arm is Arm.GUARD:
                     probe.goal = known.volley_rest
+                elif probe.arm is Arm.KEEPALIVE:
+                    probe.goal = KEPT_REST * known.high
                 else:
                     limit = known.high if known.high < inf else known.longest
                     probe.goal = max(self._floor, RULER[self._ruler_step % len(RULER)] * limit)
@@ -496,7 +510,12 @@ class IdleMachine:
     def _open_command(self, probe: _Probe, now: float) -> Open:
         pause = BACKOFF_SECONDS[min(probe.failures, len(BACKOFF_SECONDS)) - 1] if probe.failures else 0.0
         self._next_opening = max(self._next_opening + OPENING_SPACING_SECONDS, now)
-        return Open(connection=probe.connection, after_seconds=self._next_opening - now + pause)
+        keepalive = None
+        if probe.arm is Arm.KEEPALIVE:
+            idle = max(1, int(KEEPALIVE_SHARE * self._known.low))
+            keepalive = Keepalive(idle=idle, interval=idle, count=3)
+        after = self._next_opening - now + pause
+        return Open(connection=probe.connection, after_seconds=after, keepalive=keepalive)
 
     def _drop(self, probe: _Probe) -> list[Command]:
         del self._probes[probe.connection]

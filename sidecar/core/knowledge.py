@@ -66,7 +66,7 @@ CHANGE_CHANCE = 2e-3
 SCATTER_CHANCE = 0.003
 """The same for deaths among survivals within SCATTER, where a scattered limit is likelier than a kill."""
 
-SEVERAL_POPULATIONS_RATIO = 1.1
+SEVERAL_POPULATIONS_RATIO = 1.08
 """The bracket at which the search with several populations ends: each step costs a whole volley."""
 
 ONE_MOMENT_SECONDS = 1.0
@@ -117,6 +117,7 @@ class Knowledge:
         self.strays: tuple[Trial, ...] = ()  # contradicted and not explained yet, shortest rest first
         self.fresh_survivals = 0  # near the verified limit, and how many did not: the safe interval is bounded by
         self.fresh_deaths = 0  # their number, not by the wish
+        self._kept: list[Trial] = []  # rests beyond the limit with TCP keepalive
         self._safe = 0.0  # with several populations: the longest rest at which a double volley lived
         self._guarded = 0.0  # once verified: the rest at which guards must live, and no death is scatter
         self._outlived = 0  # once verified: survivals beyond the limit since one last died there
@@ -216,6 +217,13 @@ class Knowledge:
             return sqrt(self.low * self.high)
         return max(VOLLEY_REST * self._survived_below(self.high), self.high / 2)
 
+    @property
+    def keepalive_helps(self) -> bool | None:
+        """A survival beyond the limit proves it; one death may be an accident, two are none."""
+        if any(trial.death is None for trial in self._kept):
+            return True
+        return False if len(self._kept) >= 2 else None
+
     # -- taking evidence ------------------------------------------------------------------------------------------
 
     def add(self, trial: Trial) -> None:
@@ -233,6 +241,10 @@ class Knowledge:
             self._watch(trial, beyond)
         else:
             self._conclude()
+
+    def add_kept_alive(self, trial: Trial) -> None:
+        """Take a trial with TCP keepalive, meant to outlive the limit."""
+        self._kept = [*self._kept, trial]
 
     def _remember_survival(self, idle_seconds: float) -> None:
         self._survivals = sorted([*self._survivals, idle_seconds])[-_REMEMBERED:]

@@ -82,7 +82,7 @@ class Surveyor:
         for command in commands:
             match command:
                 case Open():
-                    self._start(command.connection, self._open(command.connection, command.after_seconds), group)
+                    self._start(command.connection, self._open(command), group)
                 case Use():
                     self._begin_use(command.connection, group)
                 case Close():
@@ -95,13 +95,15 @@ class Surveyor:
         self._tasks[number] = task
         task.add_done_callback(lambda done: self._tasks.pop(number) if self._tasks.get(number) is done else None)
 
-    async def _open(self, number: int, after_seconds: float) -> None:
-        loop = asyncio.get_running_loop()
+    async def _open(self, command: Open) -> None:
+        loop, number = asyncio.get_running_loop(), command.connection
         # Jitter, so that many sidecars started together do not open together.
-        await asyncio.sleep(after_seconds + random.uniform(0, _OPENING_JITTER_SECONDS))  # noqa: S311 - no secret
+        await asyncio.sleep(command.after_seconds + random.uniform(0, _OPENING_JITTER_SECONDS))  # noqa: S311 - no secret
         started = loop.time()
         try:
-            connection = await self._endpoint.open("probe", deadline_seconds=self._deadline_seconds)
+            connection = await self._endpoint.open(
+                "probe", deadline_seconds=self._deadline_seconds, keepalive=command.keepalive
+            )
         except CannotConnect as error:
             self._facts.put_nowait(OpenFailed(connection=number, error=error.reason, sqlstate=error.sqlstate))
             return
