@@ -164,6 +164,7 @@ class IdleMachine:
         self._serial = self._recorded = 0
         self._next_opening = -inf
         self._ruler_step = 0
+        self._climbed = 0.0  # the longest rest survived since all connections were young: they climb anew from there
         self._pooled = False
         self._stage = Stage.LADDER
         self._regime = max((observation.regime for observation in history), default=1)
@@ -318,6 +319,7 @@ class IdleMachine:
             return []
         # A new life of the server: what was opened in an earlier one is lost, whether it shows or not.
         commands = self._retract(cause, now)
+        self._climbed = 0.0
         for other in self._open_probes():
             if other.identity.key != fact.identity.key:
                 commands += self._censor(other, cause, now)
@@ -339,6 +341,7 @@ class IdleMachine:
             return []
         pids = {probe.identity.backend_pid, fact.identity.backend_pid}
         self._pooled = self._pooled or (None not in pids and len(pids) > 1)
+        self._climbed = max(self._climbed, fact.idle_seconds)
         commands = self._drop(probe)
         observation = self._observation(
             now,
@@ -415,7 +418,7 @@ class IdleMachine:
             self._goals_in_the_bracket(known.low, high, now)
 
     def _goals_on_the_ladder(self) -> None:
-        low = self._known.low
+        low = min(self._climbed, self._known.low)
         seekers = list(self._probes.values())
         if has_sentinel(self._budget) and seekers:
             # When the last sentinel was asked, the connection with the least rest behind it takes its place.
@@ -537,6 +540,7 @@ class IdleMachine:
 
     def _close_all(self, now: float) -> list[Command]:
         """Drop everything. Deaths not judged yet stay unexplained."""
+        self._climbed = 0.0
         commands: list[Command] = [
             Record(observation=self._death_certificate(case, Cause.UNKNOWN)) for case in self._inquest.adjourn()
         ]
