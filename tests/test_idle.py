@@ -78,13 +78,12 @@ def test_the_status_climbs_and_the_stages_follow() -> None:
 
     world().run(note, give_up=10 * LIMIT)
     assert seen == [
-        (Stage.PAUSED, Status.MEASURING),
         (Stage.LADDER, Status.MEASURING),
         (Stage.REFINE, Status.MEASURING),
         (Stage.CONFIRM, Status.PROVISIONAL),
         (Stage.VOLLEY, Status.CONFIRMED),
         (Stage.MONITOR, Status.VERIFIED),
-    ] or seen[1:] == [*seen[1:]]
+    ]
 
 
 def test_a_visible_death_is_known_the_moment_it_happens() -> None:
@@ -419,10 +418,12 @@ def test_in_any_world_proven_is_what_fresh_connections_survived(case: tuple[Worl
     def holds(simulation: Simulation) -> bool:
         found = status(simulation)
         assert simulation.open_connections <= path.connections
-        # Never beyond the longest limit, and never beyond the lowest once volleys of fresh connections decide.
-        assert (found.proven_seconds or 0.0) <= limits[0]
-        if found.several_populations and not path.flushes and found.status is Status.VERIFIED and len(limits) == 2:
-            assert (found.proven_seconds or 0.0) <= limits[0]
+        proven = found.proven_seconds or 0.0
+        assert proven <= limits[0]  # nobody lives beyond the longest limit
+        if found.status is not Status.VERIFIED and found.fresh_deaths == 0 and not found.several_populations:
+            # Of the deaths below it none is unexplained: a volley that met a shorter limit has lowered it.
+            deaths = [o for o in records(simulation) if o.regime == found.regime and o.outcome == "died"]
+            assert all(proven < o.idle_seconds for o in deaths if o.arm != "keepalive")
         return simulation.now > 40 * limits[0]
 
     run = path.run(holds, give_up=40 * limits[0])
