@@ -125,6 +125,22 @@ def shutdown(arguments: argparse.Namespace) -> int:
     raise Failure(1, f"the sidecar at {base} was told to leave, but is still there after {arguments.timeout:g} s")
 
 
+def explain(arguments: argparse.Namespace) -> int:
+    """Tell what is behind an error message or a traceback, and what helps."""
+    from sidecar.core.errors import KNOWN_ERRORS
+    from sidecar.core.explain import as_text, root_cause
+
+    text = arguments.text
+    if text == "-":
+        text = sys.stdin.buffer.read().decode(errors="replace")  # of a log anything is to be expected
+    explanation = root_cause(text)
+    if explanation is None:
+        known = (f"  {error.name}" for error in KNOWN_ERRORS)
+        raise Failure(1, "nothing known in this text. Looked for, in every line:", *known)
+    _say(as_text(explanation))
+    return 0
+
+
 def check_config(arguments: argparse.Namespace) -> int:
     """Validate the settings and print the effective ones as YAML, secrets masked."""
     settings = _configured({}, arguments.file)
@@ -302,6 +318,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--timeout", type=_duration("0s", "1d"), default=10.0, metavar="D", help="give up after (default: 10s)"
     )
+
+    added = add("explain", explain)
+    added.add_argument("text", metavar="TEXT", help="the message or traceback, in quotes; - reads standard input")
 
     added = add("check-config", check_config)
     added.add_argument(

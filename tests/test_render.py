@@ -10,7 +10,6 @@ import configparser
 import importlib.util
 import json
 import os
-import pwd
 import re
 import shutil
 import socket
@@ -29,6 +28,7 @@ import yaml
 from facts.wire import recording
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from poolers import pgbouncer
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -45,7 +45,7 @@ from sidecar.core.recommendation import (
 )
 from sidecar.core.render import FORMATS
 from sidecar.demo.path import FaultyPath
-from sidecar.demo.server import HOST, PostgresServer, free_port
+from sidecar.demo.server import HOST, PostgresServer
 
 MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]
@@ -502,56 +502,16 @@ class TestPgbouncer:
         assert parser["pgbouncer"]["server_idle_timeout"] == str(advice.settings.pool_recycle)
 
     @every_advice
-    def test_pgbouncer_takes_it(self, postgres: PostgresServer, tmp_path: Path, advice: Recommendation) -> None:
-        program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-        if program is None:
-            pytest.skip("needs pgbouncer")
-        port = free_port()
-        (config := tmp_path / "pgbouncer.ini").write_text(
-            rendered("pgbouncer", advice)
-            + f"listen_addr = {HOST}\nlisten_port = {port}\nunix_socket_dir =\n"
-            + "auth_type = any\nadmin_users = postgres\n"
-            + f"[databases]\npostgres = host={HOST} port={postgres.port} dbname=postgres user=postgres\n"
-        )
+    def test_pgbouncer_takes_it(self, postgres: PostgresServer, advice: Recommendation) -> None:
         asked = configparser.ConfigParser()
         asked.read_string(rendered("pgbouncer", advice))
-        with running_as_nobody(program, config) as process:
-            with connected(f"postgresql://postgres@{HOST}:{port}/pgbouncer", process) as console:
+        with pgbouncer(postgres, rendered("pgbouncer", advice)) as url:
+            # The console speaks the simple protocol only.
+            with psycopg.connect(url + "pgbouncer", autocommit=True, cursor_factory=psycopg.ClientCursor) as console:
                 effective = {row[0]: row[1] for row in console.execute("SHOW CONFIG")}
-            with connected(f"postgresql://postgres@{HOST}:{port}/postgres", process) as connection:
+            with psycopg.connect(url + "postgres") as connection:
                 assert backend(connection) > 0
         assert {name: effective[name] for name in asked["pgbouncer"]} == dict(asked["pgbouncer"])
-
-
-class running_as_nobody:  # noqa: N801 - used like a function
-    """A program that refuses to be root, with one file to read."""
-
-    def __init__(self, program: str, file: Path) -> None:
-        account: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        readable = os.memfd_create("config")
-        os.write(readable, file.read_bytes())
-        self._process = subprocess.Popen([program, f"/dev/fd/{readable}"], pass_fds=[readable], **account)
-        os.close(readable)
-
-    def __enter__(self) -> subprocess.Popen[bytes]:
-        return self._process
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-
-def connected(url: str, process: subprocess.Popen[bytes]) -> psycopg.Connection[Any]:
-    """A connection that speaks the simple protocol, as soon as there is somebody to connect to."""
-    while True:
-        try:
-            return psycopg.connect(url, autocommit=True, cursor_factory=psycopg.ClientCursor)
-        except psycopg.OperationalError:
-            assert process.poll() is None
-            time.sleep(0.02)
 
 
 def program(name: str) -> str:
