@@ -41,7 +41,9 @@ def pgbouncer(server: PostgresServer, settings: str) -> Iterator[str]:
             " user=postgres dbname=postgres pool_size=1\n"
         ).encode(),
     )
-    process = subprocess.Popen([program, "-q", f"/dev/fd/{config}"], pass_fds=[config], stderr=subprocess.DEVNULL, **account)
+    process = subprocess.Popen(
+        [program, "-q", f"/dev/fd/{config}"], pass_fds=[config], stderr=subprocess.DEVNULL, **account
+    )
     os.close(config)
     url = f"postgresql://postgres@{HOST}:{port}/"
     try:
