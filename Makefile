@@ -1,5 +1,7 @@
 # Everything installs what it needs into .venv. Set PYTHON to choose the interpreter (3.11 or later).
-PYTHON ?= $(firstword $(foreach v,python3.13 python3.12 python3.11 python3,$(shell command -v $(v) 2>/dev/null)))
+# A name on PATH proves nothing (version managers put shims there for versions that are switched off): each is tried.
+PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3; do \
+	$$v -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$v; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-installed
@@ -36,7 +38,7 @@ clean:  ## remove everything that was made
 	rm -rf $(VENV) dist build
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "no Python found: install 3.11 or later, or set PYTHON" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later found: install one, or set PYTHON" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11: set PYTHON to a later one" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -326,6 +326,7 @@ KINDS = [
     ("partition", "this connection only", SILENT, [], PRIMARY),
     ("partition", "ConnectionRefusedError", RESET, [REFUSED], PRIMARY),  # a proxy restarted
     ("partition", "gaierror", None, [(None, "gaierror")], PRIMARY),
+    ("partition", "08P01", None, [("08P01", "")], PRIMARY),  # a pooler that cannot reach the server
     ("refusal", "53300", None, [FULL, FULL], PRIMARY),
     ("refusal", "53300", FAST, [FULL], PRIMARY),
     ("refusal", "3D000", None, [("3D000", "")], PRIMARY),

@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -40,6 +40,9 @@ QUICK = {
     "HEARTBEAT__EVERY": "200ms",
     "HEARTBEAT__DEADLINE": "500ms",
 }
+
+
+SIDECAR_RUN = (sys.executable, "-m", "sidecar", "run")
 
 
 class Sidecar:
@@ -130,11 +133,13 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         process.wait()
 
 
-def spawn(environment: Mapping[str, str], directory: Path, log: Path) -> subprocess.Popen[bytes]:
+def spawn(
+    environment: Mapping[str, str], directory: Path, log: Path, command: Sequence[str] = SIDECAR_RUN
+) -> subprocess.Popen[bytes]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "sidecar", "run"],
+            command,
             cwd=directory,
             env={**inherited, **environment},
             stdin=subprocess.DEVNULL,
@@ -236,6 +241,43 @@ async def test_a_database_that_hangs_does_not_keep_it(
     await established.until("/targets", lambda targets: not targets["targets"][0]["reachable"])
     assert await asyncio.gather(established.leave(), connecting.leave()) == [0, 0]
     assert "lost" not in established.log
+
+
+# In a network of its own, with a name server that takes every question and answers none: a socket nobody reads.
+SILENT_NAME_SERVER = """
+import os, socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 53))
+server.set_inheritable(True)
+os.execv(sys.executable, [sys.executable, "-m", "sidecar", "run"])
+"""
+
+
+@pytest.mark.lab
+def test_a_name_server_that_keeps_silent_does_not_keep_it(tmp_path: Path) -> None:
+    resolv_conf, log = tmp_path / "resolv.conf", tmp_path / "log"
+    resolv_conf.write_text("nameserver 127.0.0.1\n")
+    namespace = f"ip link set lo up && mount --bind {resolv_conf} /etc/resolv.conf"
+    unshare = ["unshare", "--net", "--mount", "sh", "-c"]
+    if subprocess.run(["env", *unshare, namespace], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace here: takes root, unshare and ip")
+    environment = {
+        "SIDECAR_TARGET_URL": "postgresql://app@database.example/app",
+        "SIDECAR_TARGETS__DEFAULT__HEARTBEAT__DEADLINE": "500ms",
+        "SIDECAR_HTTP__PORT": "0",
+        "SIDECAR_HTTP__ADMIN_PORT": "0",
+    }
+    inside = [*unshare, f'{namespace} && exec "$@"', "-", sys.executable, "-c", SILENT_NAME_SERVER]
+    with spawn(environment, tmp_path, log, inside) as process:
+        try:
+            sidecar = Sidecar(process, 0, log)
+            while "did not answer within" not in sidecar.log:
+                assert process.poll() is None, sidecar.log
+                time.sleep(0.05)
+            process.terminate()
+            assert process.wait(LEAVES_WITHIN_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 async def test_a_store_that_is_locked_does_not_keep_it(postgres: PostgresServer, start: Start, tmp_path: Path) -> None:

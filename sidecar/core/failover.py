@@ -294,8 +294,8 @@ class FailoverMachine:
     """The watch over one target (see the module).
 
     `every`, `deadline` and `reconnect_every` are seconds. `run` makes the ids of records unique over restarts of the
-    process. `jitter` gives numbers from [0, 1) that spread attempts in time. `now` is monotonic, `at` the wall clock, both
-    of this moment.
+    process. `jitter` gives numbers from [0, 1) that spread attempts in time. `now` is monotonic, `at` the wall clock,
+    both of this moment.
     """
 
     def __init__(
