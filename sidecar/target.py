@@ -201,6 +201,7 @@ class Target:
         self._spare = spare
         if spare and self._measuring_since is None:
             self._measuring_since = self._loop.time()
+            log.info("measuring", extra={"target": self.name, "database": self._target.display, "connections": spare})
         self._surveyor.tell(Budget(connections=spare))
 
     def _pool_observed(self, fact: PoolFact) -> None:
