@@ -20,6 +20,7 @@ from sidecar import logs
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.views import TargetView
 from sidecar.metrics import Metrics
+from sidecar.probes.endpoint import forgive_abandoned_connects
 from sidecar.settings import Settings
 from sidecar.store.evidence_store import EvidenceStore
 from sidecar.target import Target
@@ -64,6 +65,7 @@ class Service:
         """Serve until told to leave; the exit status."""
         loop = asyncio.get_running_loop()
         loop.set_default_executor(_Threads())
+        loop.set_exception_handler(forgive_abandoned_connects)
         loop.add_signal_handler(signal.SIGTERM, self.quit)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         http = self._settings.http

@@ -20,6 +20,19 @@ from sidecar.settings import TargetSettings
 APPLICATION = "connection-health-sidecar"
 
 
+def forgive_abandoned_connects(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An exception handler for the event loop that leaves out what asyncpg leaves behind.
+
+    Where a connect is given up in the moment its TCP connection stands, asyncpg never awaits the future that is then
+    told of the loss, and asyncio reports that as an error. Whoever gave it up knows; all else is reported as ever.
+    """
+    lost = isinstance(context.get("exception"), ConnectionError)
+    if not (
+        lost and isinstance(context.get("future"), asyncio.Future) and not isinstance(context["future"], asyncio.Task)
+    ):
+        loop.default_exception_handler(context)
+
+
 class CannotConnect(Exception):  # noqa: N818 - reads better than CannotConnectError
     """No connection could be opened. `sqlstate` is None when no server answered."""
 

@@ -1,0 +1,65 @@
+"""Connecting, and giving it up half-way."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from typing import Any
+
+import pytest
+
+from sidecar.probes.endpoint import Endpoint, forgive_abandoned_connects
+from sidecar.settings import TargetSettings
+
+
+async def given_up_after_each_step(endpoint: Endpoint) -> None:
+    """Cancel a connect after one step of the event loop, then one after two, … until well past the TCP handshake."""
+    for steps in range(30):
+        connecting = asyncio.create_task(endpoint.connect("probe", deadline_seconds=5))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        await asyncio.sleep(0.01)  # the loss is told to whoever holds the connection
+        gc.collect()
+
+
+@pytest.fixture
+async def mute() -> Any:
+    """A port that takes connections and says nothing."""
+    writers = []
+    async with await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0) as server:
+        yield TargetSettings(url=f"postgresql://app@127.0.0.1:{server.sockets[0].getsockname()[1]}/app")
+        for writer in writers:
+            writer.close()
+
+
+async def test_a_connect_given_up_at_any_moment_is_no_news(
+    mute: TargetSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = asyncio.get_running_loop()
+    reported: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    await given_up_after_each_step(Endpoint(mute))
+    assert reported, "asyncpg has mended it: the handler can go"
+    for context in reported:
+        forgive_abandoned_connects(loop, context)
+    assert caplog.records == []
+
+
+async def test_all_other_troubles_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(forgive_abandoned_connects)
+
+    async def lose() -> None:
+        raise ConnectionError("of a task of ours")
+
+    loop.create_future().set_exception(ValueError("no loss of a connection"))
+    failing = asyncio.create_task(lose())
+    await asyncio.wait({failing})
+    del failing
+    gc.collect()
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info and record.levelno == logging.ERROR]
+    assert sorted(told) == ["no loss of a connection", "of a task of ours"]
