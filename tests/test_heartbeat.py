@@ -24,6 +24,7 @@ from sidecar.core.failover import State
 from sidecar.core.outages import over, spells
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
+from sidecar.demo.standby import StandbyServer
 from sidecar.probes.endpoint import Endpoint
 from sidecar.probes.heartbeat import Watch
 from sidecar.settings import Settings
@@ -36,23 +37,6 @@ ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a 
 
 MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]
-
-
-class Standby(PostgresServer):
-    """Follows a primary until promoted."""
-
-    def __init__(self, primary: PostgresServer, settings: dict[str, str | int] | None = None) -> None:
-        self._primary = primary
-        super().__init__(settings)
-
-    def _create(self) -> None:
-        primary = ["-h", HOST, "-p", str(self._primary.port), "-U", self.user]
-        data = str(self.directory / "data")
-        self._run("pg_basebackup", "-D", data, *primary, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
-
-    def promote(self) -> None:
-        """Returns when writes are taken."""
-        self._run("pg_ctl", "promote", "-D", str(self.directory / "data"))
 
 
 async def eventually(condition: Callable[[], object]) -> None:
@@ -327,9 +311,9 @@ async def test_starts_without_a_database(make_server: MakeServer) -> None:
 
 
 @pytest.fixture
-async def pair(make_server: MakeServer) -> AsyncIterator[tuple[PostgresServer, Standby]]:
+async def pair(make_server: MakeServer) -> AsyncIterator[tuple[PostgresServer, StandbyServer]]:
     primary = await asyncio.to_thread(make_server)
-    standby = await asyncio.to_thread(Standby, primary)
+    standby = await asyncio.to_thread(StandbyServer, primary)
     try:
         await asyncio.to_thread(standby.start)
         yield primary, standby
@@ -337,7 +321,7 @@ async def pair(make_server: MakeServer) -> AsyncIterator[tuple[PostgresServer, S
         await asyncio.to_thread(standby.close)
 
 
-async def test_promotion_with_relay_switch(pair: tuple[PostgresServer, Standby], make_path: MakePath) -> None:
+async def test_promotion_with_relay_switch(pair: tuple[PostgresServer, StandbyServer], make_path: MakePath) -> None:
     """The primary dies; the relay leads to the standby before that is promoted."""
     primary, standby = pair
     path = await make_path(primary)
@@ -361,7 +345,7 @@ async def test_promotion_with_relay_switch(pair: tuple[PostgresServer, Standby],
     assert (outage.after.address, outage.after.in_recovery) == (f"{HOST}:{standby.port}", False)
 
 
-async def test_switchover(pair: tuple[PostgresServer, Standby], make_path: MakePath) -> None:
+async def test_switchover(pair: tuple[PostgresServer, StandbyServer], make_path: MakePath) -> None:
     """The primary is stopped in good order; the relay leads to the standby once that is promoted."""
     primary, standby = pair
     path = await make_path(primary)
@@ -378,7 +362,7 @@ async def test_switchover(pair: tuple[PostgresServer, Standby], make_path: MakeP
 
 
 async def test_promotion_while_the_session_lives_on_at_the_old_primary(
-    pair: tuple[PostgresServer, Standby], make_path: MakePath
+    pair: tuple[PostgresServer, StandbyServer], make_path: MakePath
 ) -> None:
     """The old primary is fenced off from writing, and only new connections are led to the new one."""
     primary, standby = pair
@@ -401,7 +385,7 @@ async def test_promotion_while_the_session_lives_on_at_the_old_primary(
 @ON_LINUX
 async def test_promotion_with_name_change(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     primary = await asyncio.to_thread(make_server)
-    standby = await asyncio.to_thread(Standby, primary, {"listen_addresses": "127.0.0.2"})
+    standby = await asyncio.to_thread(StandbyServer, primary, {"listen_addresses": "127.0.0.2"})
     standby.port = primary.port
     leads_to = ["127.0.0.1"]
     loop = asyncio.get_running_loop()
@@ -453,7 +437,7 @@ async def test_demoted_writer_that_stays_connected(make_server: MakeServer) -> N
     assert watched.causes == []
 
 
-async def test_a_replica_owes_no_writes(pair: tuple[PostgresServer, Standby]) -> None:
+async def test_a_replica_owes_no_writes(pair: tuple[PostgresServer, StandbyServer]) -> None:
     _, standby = pair
     async with watching(standby.url(), State.READ_ONLY) as watched:
         await asyncio.sleep(2 * EVERY)

@@ -18,6 +18,11 @@ from sidecar.demo.server import HOST, free_port
 from sidecar.web.client import Unreachable, ask
 
 _STOP_SECONDS = 10.0
+_LOG_TAIL_LINES = 15
+
+
+class ServiceError(RuntimeError):
+    """The service died, or did not do what it had to. The message ends with what it said itself."""
 
 
 class Service:
@@ -28,10 +33,15 @@ class Service:
         self.address = address
         self.log = log
 
-    @property
-    def exit_status(self) -> int | None:
-        """None while it runs."""
-        return self._process.poll()
+    def must_run(self) -> None:
+        """Raises ServiceError if it does not."""
+        if (status := self._process.poll()) is not None:
+            raise self.failure(f"the service ended with status {status}")
+
+    def failure(self, what: str) -> ServiceError:
+        """The error to raise when something about it went wrong."""
+        log = "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        return ServiceError(f"{what}. Its log:\n{log}")
 
     async def ask(self, route: str) -> Any:
         """What it answers, read as JSON; None while nobody answers."""
@@ -40,9 +50,6 @@ class Service:
         except Unreachable:
             return None
         return json.loads(reply.text) if reply.ok else None
-
-    def log_tail(self, lines: int = 15) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
 @contextlib.contextmanager

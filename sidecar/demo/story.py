@@ -15,17 +15,18 @@ from typing import Any
 
 from rich.console import Console
 
+from sidecar.demo import failover
 from sidecar.demo.application import query_after_rest
 from sidecar.demo.display import Show, progress, seconds
 from sidecar.demo.path import Fault, FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, ServerError
-from sidecar.demo.service import Service, run_service
+from sidecar.demo.service import Service, ServiceError, run_service
+from sidecar.demo.standby import StandbyServer
 
 LEAST_LIMIT_SECONDS = 2.0
 
 _FAULTS: Mapping[str, Fault | None] = {"silent": "silent", "reset": "reset", "close": "close", "server": None}
-PATHS = tuple(_FAULTS)
-"""What `--path` takes. `server` is a plain connection: there PostgreSQL itself ends idle sessions."""
+"""By `--path`. `server` is a plain connection: there PostgreSQL itself ends idle sessions."""
 
 _TOLERANCE = 0.05  # of the true limit, for exit status 0
 _POLL_SECONDS = 0.5
@@ -43,15 +44,12 @@ _DEATHS = {
 _KEEPALIVE = {"IDLE": "idle", "INTVL": "interval", "CNT": "count"}
 
 
-class _Failure(Exception):  # noqa: N818 - of the demo, not of the program
-    """The story ends here, for this reason."""
-
-
 def run(path: str, limit_seconds: float, once: bool) -> int:
-    """Tell the story for one of `PATHS`, on standard output; returns the exit status.
+    """Tell the story of one `--path`, on standard output; returns the exit status.
 
-    0: told once, and the limit found is within 5 % of the true one. 1: it is not, or nothing was found within six
-    limits and a minute. 2: a limit too short for this. 130: interrupted, which is how it ends unless told once.
+    0: told once, and the limit found is within 5 % of the true one; on the path `failover`, every outage was recorded
+    with the truth inside. 1: it is not so, or nothing was found within six limits and a minute. 2: a limit too short
+    for this. 130: interrupted, which is how it ends unless told once.
     """
     if limit_seconds < LEAST_LIMIT_SECONDS:
         sys.stderr.write(
@@ -60,13 +58,16 @@ def run(path: str, limit_seconds: float, once: bool) -> int:
         return 2
     began = time.monotonic()
     console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
-    fault = _FAULTS[path]
     try:
         console.print("Starting PostgreSQL ...")
+        if path == "failover":
+            with PostgresServer() as primary, StandbyServer(primary) as standby:
+                return 0 if asyncio.run(failover.tell(console, primary, standby, once=once)) else 1
+        fault = _FAULTS[path]
         settings = {} if fault else {"idle_session_timeout": f"{limit_seconds * 1000:.0f}ms"}
         with PostgresServer(settings) as server:
             return asyncio.run(_Story(console, server, path, limit_seconds, began).tell(once))
-    except (ServerError, _Failure) as failure:
+    except (ServerError, ServiceError) as failure:
         console.print(f"The demo failed: {failure}")
         return 1
     except KeyboardInterrupt:
@@ -121,7 +122,7 @@ class _Story:
                         await self._watch(service, show, self._is_told)
                     within = await self._conclude(service, await application)
             except TimeoutError:
-                raise _Failure(f"nothing found after {self._elapsed:.0f} s. Log:\n{service.log_tail()}") from None
+                raise service.failure(f"nothing found after {self._elapsed:.0f} s") from None
             if not once:
                 self._console.print(f"Look around at {service.address}; Ctrl-C ends everything.\n")
                 with progress(self._console) as show:
@@ -131,8 +132,7 @@ class _Story:
     async def _watch(self, service: Service, show: Show, done: Callable[[Mapping[str, Any]], bool]) -> None:
         """Show how the measurement stands until it is done."""
         while True:
-            if service.exit_status is not None:
-                raise _Failure(f"the service ended with status {service.exit_status}. Its log:\n{service.log_tail()}")
+            service.must_run()
             answer = await service.ask("/targets")
             if answer is not None:
                 target = answer["targets"][0]
@@ -151,7 +151,7 @@ class _Story:
         advice = await service.ask("/recommendation")
         arguments = await service.ask("/recommendation?format=sqlalchemy")
         if advice is None or arguments is None:
-            raise _Failure(f"the service no longer answers. Its log:\n{service.log_tail()}")
+            raise service.failure("the service no longer answers")
         keywords = (f"{name}={value!r}" for name, value in arguments.items())
         limit = advice["idle_limit"]
         error: float = limit["estimate_seconds"] / self._limit_seconds - 1
