@@ -337,14 +337,45 @@ def test_deaths_nobody_can_answer_for_stay_unexplained() -> None:
     assert [(o.outcome, o.cause) for o in hands.records()] == [("censored", Cause.UNKNOWN)]
 
 
-def test_a_transaction_pooler_is_recognised_by_its_backends() -> None:
+THERE = replace(HERE, address="replica:5432", started_at=None)
+
+
+@pytest.mark.parametrize(
+    ("backends", "answering", "recognised"),
+    [
+        ((HERE, 11, HERE, 12), 11, False),
+        ((HERE, 11, HERE, 12), 13, True),  # two backends behind one connection
+        ((HERE, 11, HERE, 11), 11, True),  # one backend behind two connections
+        ((HERE, 11, THERE, 11), 11, False),  # behind a balancer: of another server
+        ((HERE, None, HERE, None), None, False),  # nobody tells
+    ],
+)
+def test_a_transaction_pooler_is_recognised_by_its_backends(
+    backends: tuple[Identity, int | None, Identity, int | None], answering: int | None, recognised: bool
+) -> None:
     hands = Hands(2)
-    hands.open(1, 2, identity=replace(HERE, backend_pid=11))
+    first, pid, second, other_pid = backends
+    hands.open(1, identity=replace(first, backend_pid=pid))
+    hands.now += 0.1
+    hands.open(2, identity=replace(second, backend_pid=other_pid))
     (use,) = [command for command in hands.tick() if isinstance(command, Use)]
+    assert use.connection == 1
     assert not hands.machine.status(hands.now).transaction_pooler
-    answer = Survived(connection=use.connection, idle_seconds=5.0, seconds=0.01, identity=replace(HERE, backend_pid=12))
-    hands.tell(answer)
-    assert hands.machine.status(hands.now).transaction_pooler
+    answer = replace(first, backend_pid=answering)
+    hands.tell(Survived(connection=1, idle_seconds=5.0, seconds=0.01, identity=answer))
+    assert hands.machine.status(hands.now).transaction_pooler is recognised
+
+
+def test_a_backend_passed_on_unseen_betrays_no_pooler() -> None:
+    """The younger connection lives; the elder may be dead, and its backend given to the younger."""
+    hands = Hands(2)
+    hands.open(1, identity=replace(HERE, backend_pid=11))
+    hands.now += 0.1
+    hands.open(2, identity=replace(HERE, backend_pid=11))
+    while Use(connection=2) not in hands.tick():
+        pass
+    hands.tell(Survived(connection=2, idle_seconds=7.0, seconds=0.01, identity=replace(HERE, backend_pid=11)))
+    assert not hands.machine.status(hands.now).transaction_pooler
 
 
 def _died(connection: int, rest: float, ending: Ending) -> Died:

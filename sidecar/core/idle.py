@@ -102,7 +102,7 @@ class IdleStatus:
     fresh_survivals: int  # rests of fresh connections near the limit, and how many of them died: the safe
     fresh_deaths: int  # interval is bounded by their number, not by the wish
     keepalive_helps: bool | None  # whether TCP keepalive holds connections open beyond the limit
-    transaction_pooler: bool  # one connection was answered by several backends
+    transaction_pooler: bool  # several backends answered one connection, or one backend several at a time
     probes: tuple[ProbeView, ...]
 
 
@@ -119,6 +119,10 @@ class _Probe:
     failures: int = 0
     identity: Identity = field(default_factory=Identity)
     doubt: Cause | None = None  # something happened while it was open: its death testifies to nothing
+
+    @property
+    def opened_at(self) -> float:
+        return self.since - self.rested
 
     def idle(self, now: float) -> float:
         return now - self.since if self.state == "resting" else self.rested
@@ -339,8 +343,7 @@ class IdleMachine:
         probe = self._probes.get(fact.connection)
         if probe is None or probe.state not in ("using", "overdue"):
             return []
-        pids = {probe.identity.backend_pid, fact.identity.backend_pid}
-        self._pooled = self._pooled or (None not in pids and len(pids) > 1)
+        self._pooled = self._pooled or self._betrays_pooler(probe, fact.identity)
         self._climbed = max(self._climbed, fact.idle_seconds)
         commands = self._drop(probe)
         observation = self._observation(
@@ -352,6 +355,21 @@ class IdleMachine:
             identity=fact.identity,
         )
         return commands + self._record(observation, now)
+
+    def _betrays_pooler(self, probe: _Probe, answered: Identity) -> bool:
+        """Whether a connection was answered by two backends, or shares its backend with another connection.
+
+        A quiet transaction pooler serves everybody with one backend. The other must have been answered while this one,
+        which is alive, was open: of a connection that died unseen the backend may have passed on.
+        """
+        if None in (probe.identity.backend_pid, answered.backend_pid):
+            return False
+        return probe.identity.backend_pid != answered.backend_pid or any(
+            other is not probe
+            and other.opened_at > probe.opened_at
+            and (other.identity.key, other.identity.backend_pid) == (answered.key, answered.backend_pid)
+            for other in self._open_probes()
+        )
 
     def _died(self, fact: Died, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)

@@ -5,6 +5,7 @@ Every box is put on a path and returns where to connect to: `box(path, limit_sec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ from .namespace import Namespace
 from .network import Endpoint, Path
 
 PROXY_PORT = 6432
+_VERDICTS = {"drop": "drop", "reset": "meta l4proto tcp reject with tcp reset"}
 
 
 def conntrack(path: Path, limit_seconds: int, *, answer: Literal["drop", "reset"]) -> Endpoint:
@@ -20,12 +22,11 @@ def conntrack(path: Path, limit_seconds: int, *, answer: Literal["drop", "reset"
     The server's packets are refused like the client's. `nf_conntrack_tcp_loose=0` keeps the
     kernel from adopting the forgotten connection at its next packet.
     """
-    verdict = {"drop": "drop", "reset": "meta l4proto tcp reject with tcp reset"}[answer]
     path.router.nft(f"""
         table ip firewall {{
             chain forward {{
                 type filter hook forward priority filter; policy accept;
-                ct state invalid {verdict};
+                ct state invalid {_VERDICTS[answer]};
             }}
         }}
     """)
@@ -34,9 +35,33 @@ def conntrack(path: Path, limit_seconds: int, *, answer: Literal["drop", "reset"
     return path.endpoint
 
 
-def haproxy(path: Path, limit_seconds: float) -> Endpoint:
-    """HAProxy in TCP mode on the router, with `timeout client` and `timeout server`."""
-    return _haproxy(path, path.router, path.router_address, limit_seconds)
+def lifetime(path: Path, limit_seconds: float, *, answer: Literal["drop", "reset"]) -> Endpoint:
+    """A firewall that lets a connection live for so long, however busy it is, and then refuses its packets.
+
+    Its opening puts it on a list, whose entries expire; unlike `update`, `add` does not renew what is there.
+    """
+    request, reply = "ip saddr . tcp sport . ip daddr . tcp dport", "ip daddr . tcp dport . ip saddr . tcp sport"
+    path.router.nft(f"""
+        table ip firewall {{
+            set admitted {{
+                type ipv4_addr . inet_service . ipv4_addr . inet_service
+                flags dynamic, timeout
+                timeout {limit_seconds * 1000:.0f}ms
+            }}
+            chain forward {{
+                type filter hook forward priority filter; policy accept;
+                iifname "client" tcp flags & (syn | ack) == syn add @admitted {{ {request} }}
+                iifname "client" {request} != @admitted {_VERDICTS[answer]};
+                oifname "client" {reply} != @admitted {_VERDICTS[answer]};
+            }}
+        }}
+    """)
+    return path.endpoint
+
+
+def haproxy(path: Path, limit_seconds: float, *, timeout: Literal["client", "server"]) -> Endpoint:
+    """HAProxy in TCP mode on the router, with `timeout client` or `timeout server`; the other one is an hour."""
+    return _haproxy(path, path.router, path.router_address, {timeout: limit_seconds})
 
 
 def haproxy_before_conntrack(path: Path, limit_seconds: int) -> Endpoint:
@@ -45,17 +70,17 @@ def haproxy_before_conntrack(path: Path, limit_seconds: int) -> Endpoint:
     The client's TCP ends at the proxy, so no socket option of the client reaches the firewall.
     """
     conntrack(path, limit_seconds, answer="drop")
-    return _haproxy(path, path.client, path.client_address, limit_seconds=3600)
+    return _haproxy(path, path.client, path.client_address, {})
 
 
-def _haproxy(path: Path, namespace: Namespace, host: str, limit_seconds: float) -> Endpoint:
+def _haproxy(path: Path, namespace: Namespace, host: str, timeouts: Mapping[str, float]) -> Endpoint:
     config = path.lab.directory / f"haproxy-{host}.cfg"
     config.write_text(f"""
 defaults
     mode tcp
     timeout connect 5s
-    timeout client {limit_seconds * 1000:.0f}ms
-    timeout server {limit_seconds * 1000:.0f}ms
+    timeout client {timeouts.get("client", 3600) * 1000:.0f}ms
+    timeout server {timeouts.get("server", 3600) * 1000:.0f}ms
 listen postgres
     bind {host}:{PROXY_PORT}
     server postgres {path.endpoint.host}:{path.endpoint.port}

@@ -1,6 +1,6 @@
 """What each box really does to a connection, seen through a plain socket; later tests build on these facts.
 
-Every rest is taken at the same time, so the module takes little longer than the longest of them.
+All rests that say something about limits are taken at the same time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Literal
+from typing import Any, Literal
 
 import asyncpg
 import pytest
@@ -54,7 +54,8 @@ BOXES: Mapping[str, Callable[[Path, int], Endpoint]] = {
     "none": lambda path, _: path.endpoint,
     "conntrack drop": partial(boxes.conntrack, answer="drop"),
     "conntrack reset": partial(boxes.conntrack, answer="reset"),
-    "haproxy": boxes.haproxy,
+    "haproxy timeout client": partial(boxes.haproxy, timeout="client"),
+    "haproxy timeout server": partial(boxes.haproxy, timeout="server"),
     "nginx": boxes.nginx,
     "haproxy before conntrack": boxes.haproxy_before_conntrack,
     "pgbouncer transaction": partial(boxes.pgbouncer, pool_mode="transaction"),
@@ -134,7 +135,9 @@ def _errors(received: bytes) -> Iterable[tuple[str, str, str]]:
 
 
 @asynccontextmanager
-async def connected(endpoint: Endpoint, socket_options: SocketOptions = (), options: str = "") -> AsyncIterator[Client]:
+async def connected(
+    endpoint: Endpoint, socket_options: SocketOptions = (), options: str = "", *, asked: bool = True
+) -> AsyncIterator[Client]:
     with socket.socket() as sock:
         sock.setblocking(False)
         for option in socket_options:
@@ -143,9 +146,15 @@ async def connected(endpoint: Endpoint, socket_options: SocketOptions = (), opti
             await asyncio.get_running_loop().sock_connect(sock, (endpoint.host, endpoint.port))
         client = Client(sock)
         assert (await client.start(endpoint.database, options)).how == "answer"
-        assert (await client.ask()).how == "answer"
+        if asked:
+            assert (await client.ask()).how == "answer"
         yield client
 
+
+AGEING: Mapping[str, Callable[[Path, int], Endpoint]] = {
+    "lifetime drop": partial(boxes.lifetime, answer="drop"),
+    "lifetime reset": partial(boxes.lifetime, answer="reset"),
+}
 
 Lives = Mapping[tuple[str, str], list[Seen]]
 
@@ -154,19 +163,19 @@ Lives = Mapping[tuple[str, str], list[Seen]]
 def lives(lab: Lab) -> Lives:
     """What connections lived through, by box and by what was done to them, all at the same time."""
     server = lab.postgres()
-    endpoints = {name: box(lab.path(server), LIMIT) for name, box in BOXES.items()}
+    endpoints = {name: box(lab.path(server), LIMIT) for name, box in {**BOXES, **AGEING}.items()}
 
-    async def live(
-        box: str, *rests: float, deadline: float = 2, socket_options: SocketOptions = (), options: str = ""
-    ) -> list[Seen]:
+    async def live(box: str, *rests: float, deadline: float = 2, **connection: Any) -> list[Seen]:
         """Rest and ask in turn, until the end of the connection."""
         seen = []
-        async with connected(endpoints[box], socket_options, options) as client:
+        async with connected(endpoints[box], **connection) as client:
             for seconds in rests:
                 seen.append(await client.rest(seconds))
                 if seen[-1].how != "silence":
                     break
                 seen.append(await client.ask(deadline))
+                if seen[-1].how != "answer":
+                    break
         return seen
 
     async def live_all() -> Lives:
@@ -179,6 +188,8 @@ def lives(lab: Lab) -> Lives:
                 for box in ("conntrack drop", "haproxy before conntrack")
             },
             ("long with server keepalive", "conntrack drop"): live("conntrack drop", LONG, options=SERVER_KEEPALIVE),
+            ("long, never asked", "pgbouncer session"): live("pgbouncer session", LONG, asked=False),
+            **{("busy", box): live(box, *[LIMIT / 10] * 20) for box in AGEING},
         }
         return dict(zip(lives, await asyncio.gather(*lives.values()), strict=True))
 
@@ -197,8 +208,8 @@ def test_rests_below_the_limit_are_survived_and_each_use_starts_the_timer_anew(l
         ("conntrack drop", ["silence", "silence"]),
         ("conntrack reset", ["silence", "rst"]),
         ("haproxy before conntrack", ["silence", "silence"]),
-        # While a server connection is linked to it, PgBouncer does not look at the client's idle time: the limit
-        # ends only clients that never asked anything.
+        # While a server connection is linked to it, PgBouncer does not look at the client's idle time, and in session
+        # mode the first query links it for good.
         ("pgbouncer session", ["silence", "answer"]),
         # The pooler loses its server connection and takes another: what SHOW declares is not the client's limit.
         ("transaction pooler before idle_session_timeout", ["silence", "answer"]),
@@ -211,7 +222,8 @@ def test_beyond_the_limit_only_use_tells(lives: Lives, box: str, seen_in_turn: l
 @pytest.mark.parametrize(
     ("box", "messages"),
     [
-        ("haproxy", ()),
+        ("haproxy timeout client", ()),
+        ("haproxy timeout server", ()),
         ("nginx", ()),
         ("pgbouncer transaction", (("FATAL", "08P01", "client_idle_timeout"),)),
         ("idle_session_timeout", (("FATAL", "57P05", "terminating connection due to idle-session timeout"),)),
@@ -228,6 +240,21 @@ def test_at_the_limit_the_end_is_seen_at_rest(lives: Lives, box: str, messages: 
     (seen,) = lives["long", box]
     assert (seen.how, seen.messages) == ("fin", messages)
     assert seen.seconds == pytest.approx(LIMIT, abs=0.8)  # PgBouncer looks three times a second
+
+
+def test_in_session_mode_the_limit_of_the_pooler_is_for_clients_that_never_asked(lives: Lives) -> None:
+    (seen,) = lives["long, never asked", "pgbouncer session"]
+    assert (seen.how, seen.messages) == ("fin", (("FATAL", "08P01", "client_idle_timeout"),))
+    assert seen.seconds == pytest.approx(LIMIT, abs=0.8)
+
+
+@pytest.mark.parametrize(("box", "end"), [("lifetime drop", "silence"), ("lifetime reset", "rst")])
+def test_a_lifetime_limit_ends_a_connection_however_busy(lives: Lives, box: str, end: str) -> None:
+    *_, last = seen = lives["busy", box]
+    assert [seen.how for seen in seen[:-1]] == ["silence", "answer"] * (len(seen) // 2 - 1) + ["silence"]
+    assert last.how == end
+    age = sum(rest.seconds for rest in seen[::2])
+    assert age == pytest.approx(LIMIT, abs=0.8)
 
 
 @pytest.mark.parametrize("box", BOXES)
@@ -312,7 +339,7 @@ import os, signal
 from {__package__} import Lab, boxes
 lab = Lab()
 path = lab.path(lab.postgres())
-boxes.haproxy(path, 60)
+boxes.haproxy(path, 60, timeout="client")
 namespaces = [os.stat(str(namespace)).st_ino for namespace in (path.router, path.server.namespace)]
 print(lab.directory, path.name, *namespaces, flush=True)
 signal.pause()
