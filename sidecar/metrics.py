@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from sidecar import __version__
 from sidecar.core.evidence import Outage
 from sidecar.core.facts import Cause, Death
-from sidecar.core.recommendation import IdleLimit, Status
+from sidecar.core.recommendation import IdleLimit, Recommendation, Status
 from sidecar.core.views import Source
 
 PREFIX = "connection_health"
@@ -41,6 +41,7 @@ OUTAGE_KINDS = (
     "role_flip",
     "unknown",
 )
+VERDICTS = ("protected", "exposed", "unknown")
 # fmt: off
 LATENCY_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
@@ -161,8 +162,17 @@ class _Gauges(Collector):
         recycle = _gauge("recommended_pool_recycle_seconds", "The pool_recycle recommended.")
         pre_ping = _gauge("recommended_pool_pre_ping", "Whether pool_pre_ping is recommended.")
         status = _gauge("recommendation_status", "How far the evidence reaches: 1 for the current status.", "status")
+        verdict = _gauge(
+            "application_verdict",
+            "Whether the settings the application runs with survive this path: 1 for the current verdict.",
+            "verdict",
+        )
+        regime = _gauge(
+            "regime", "Rises by one when the idle limit is found to have changed, or is measured afresh on demand."
+        )
         connections = _gauge("connections", "Connections the sidecar holds.", "role", "state")
         last_outage = _gauge("last_outage_timestamp_seconds", "When the latest outage was first seen, Unix time.")
+        dead = _gauge("dead_tasks", "Supervised tasks that died, those that all targets share included.")
         pending = _gauge("store_pending_writes", "Records waiting in memory for the store, which all targets share.")
         for name, view in views.items():
             advice = view.recommendation
@@ -174,11 +184,16 @@ class _Gauges(Collector):
             _set(pre_ping, advice.settings.pool_pre_ping, name)
             for possible in Status:
                 _set(status, advice.status is possible, name, possible)
+            for possible_verdict in VERDICTS:
+                _set(verdict, _verdict(advice) == possible_verdict, name, possible_verdict)
+            _set(regime, view.regime, name)
             for (role, state), count in view.connections.items():
                 _set(connections, count, name, role, state)
             _set(last_outage, _last_outage_at(self._source.outages(name)), name)
+            _set(dead, _dead_tasks(self._source.faults, name), name)
             _set(pending, self._source.store_pending_writes, name)
-        yield from (up, ready, limit, recycle, pre_ping, status, connections, last_outage, pending)
+        yield from (up, ready, limit, recycle, pre_ping, status, verdict, regime)
+        yield from (connections, last_outage, dead, pending)
         yield from self._application()
 
     def _application(self) -> Iterator[Metric]:
@@ -209,6 +224,15 @@ def _bounds(limit: IdleLimit | None) -> dict[str, float | None]:
         "dead_by": limit.dead_by_seconds,
         "estimate": limit.estimate_seconds,
     }
+
+
+def _verdict(advice: Recommendation) -> str:
+    return "unknown" if advice.application is None else advice.application.verdict
+
+
+def _dead_tasks(faults: Iterable[str], target: str) -> int:
+    """How many of these tasks this target misses: its own are named after it, the shared ones after no target."""
+    return sum(1 for task in faults if "/" not in task or task.rpartition("/")[0] == target)
 
 
 def _last_outage_at(outages: Sequence[Outage]) -> float | None:

@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from sidecar import __version__
 from sidecar.core.facts import Cause, Death
 from sidecar.core.recommendation import IdleLimit, Status
-from sidecar.metrics import OUTAGE_KINDS, OUTCOMES, Metrics
+from sidecar.core.verdict import ApplicationSettings, judge_application
+from sidecar.metrics import OUTAGE_KINDS, OUTCOMES, VERDICTS, Metrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -31,6 +32,8 @@ PROMISED = {
     "checkout_seconds_count": {"target", "pre_ping"},
     "pre_ping_seconds_count": {"target"},
     "pre_ping_failures_total": {"target"},
+    "application_verdict": {"target", "verdict"},
+    "regime": {"target"},
     "connections": {"target", "role", "state"},
     "connection_deaths_total": {"target", "death", "cause"},
     "experiments_total": {"target", "outcome"},
@@ -39,6 +42,7 @@ PROMISED = {
     "last_outage_timestamp_seconds": {"target"},
     "application_connections": {"target", "state"},
     "application_max_idle_seconds": {"target"},
+    "dead_tasks": {"target"},
     "store_pending_writes": {"target"},
 }
 
@@ -171,6 +175,36 @@ def test_exactly_one_status_holds(metrics: Metrics, picture: Picture) -> None:
         Status.CONFIRMED: 0,
         Status.VERIFIED: 1,
     }
+
+
+def test_exactly_one_verdict_holds(metrics: Metrics, picture: Picture) -> None:
+    def verdicts() -> dict[str, float | None]:
+        return {verdict: value(metrics, "application_verdict", verdict=verdict) for verdict in VERDICTS}
+
+    assert verdicts() == {"protected": 0, "exposed": 0, "unknown": 1}
+    picture.views = {"default": target(advice=verified())}
+    assert verdicts() == {"protected": 0, "exposed": 1, "unknown": 0}
+
+
+def test_every_verdict_there_is_has_its_series() -> None:
+    silent = IdleLimit(proven_seconds=100.0, dead_by_seconds=110.0, death=Death.SILENT)
+    given = {
+        judge_application(settings, silent).verdict
+        for settings in (
+            None,
+            ApplicationSettings(pool_recycle=50, pool_pre_ping=False),
+            ApplicationSettings(pool_recycle=1800, pool_pre_ping=True),
+        )
+    }
+    assert given == set(VERDICTS)
+
+
+def test_a_dead_task_is_counted_for_every_target_that_misses_it(picture: Picture) -> None:
+    picture.views = {"default": target(), "orders": target("orders")}
+    picture.faults = {"orders/watch": "died of OSError", "store": "ended by itself"}
+    body, _ = Metrics(picture, picture.views).render("")
+    assert 'connection_health_dead_tasks{target="default"} 1.0' in body.decode()
+    assert 'connection_health_dead_tasks{target="orders"} 2.0' in body.decode()
 
 
 def test_the_last_outage_is_dated_by_its_first_sign(metrics: Metrics, picture: Picture) -> None:
