@@ -12,12 +12,14 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from sidecar import logs
 from sidecar.core.evidence import Observation, Outage
+from sidecar.core.journal import Journal
 from sidecar.core.views import TargetView
 from sidecar.metrics import Metrics
 from sidecar.probes.endpoint import forgive_abandoned_connects
@@ -54,6 +56,7 @@ class Service:
         self._faults: dict[str, str] = {}
         self._started = False
         self._status = 0
+        self._journal = Journal(f"{time.time_ns():x}")
         self._metrics = Metrics(self, settings.targets)
         self._store = EvidenceStore(
             settings.store.url.get_secret_value(),
@@ -109,10 +112,14 @@ class Service:
                 name,
                 self._settings,
                 metrics=self._metrics,
-                keep=self._store.add,
+                keep=self._keep,
                 observations=observations,
                 outages=outages,
             )
+
+    def _keep(self, record: Observation | Outage) -> None:
+        self._store.add(record)
+        self._journal.add(record)
 
     async def _stop(self) -> None:
         self._leaving.set()
@@ -162,6 +169,10 @@ class Service:
     @property
     def store_warning(self) -> str | None:
         return self._store.warning
+
+    @property
+    def journal(self) -> Journal:
+        return self._journal
 
     def targets(self) -> Mapping[str, TargetView]:
         return {name: target.view for name, target in self._targets.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from sidecar.core.evidence import Interval, Observation, Outage, Spell
 from sidecar.core.facts import Death, Identity
+from sidecar.core.journal import Journal
 from sidecar.core.recommendation import (
     FailoverFigures,
     IdleLimit,
@@ -130,6 +131,7 @@ class Picture:
     disturbed: dict[str, list[Outage]] = field(default_factory=dict)
     measured_afresh: list[str] = field(default_factory=list)
     left: bool = False
+    journal: Journal = field(default_factory=lambda: Journal("life"))
 
     def targets(self) -> Mapping[str, TargetView]:
         return self.views

@@ -81,8 +81,9 @@ def test_every_route_is_described_and_nothing_else() -> None:
 
 def test_every_named_schema_is_used() -> None:
     text = json.dumps(DOCUMENT)
+    told = DOCUMENT["paths"]["/events"]["get"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
     for name in DOCUMENT["components"]["schemas"]:
-        assert f'"#/components/schemas/{name}"' in text, name
+        assert f'"#/components/schemas/{name}"' in text or name in told["description"], name
 
 
 def test_examples_fit_their_schemas() -> None:
@@ -92,7 +93,7 @@ def test_examples_fit_their_schemas() -> None:
         check("/recommendation", "get", 404, "application/problem+json", json.dumps(problem).encode())
 
 
-@pytest.mark.parametrize("path", [route.path for route in PUBLIC])
+@pytest.mark.parametrize("path", [route.path for route in PUBLIC if route.path != "/events"])  # see test_events.py
 async def test_answers_are_as_described(server: HttpServer, path: str) -> None:
     async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client, client.get(path) as response:
         assert response.status == 200

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sidecar.core.evidence import Observation, Outage
+from sidecar.core.journal import Journal
 from sidecar.core.recommendation import Recommendation
 
 
@@ -65,6 +66,11 @@ class Source(Protocol):
     @property
     def store_warning(self) -> str | None:
         """Why evidence is kept in memory only at the moment; None while the store takes writes."""
+        ...
+
+    @property
+    def journal(self) -> Journal:
+        """The latest observations and outages of all targets, as they come."""
         ...
 
     def targets(self) -> Mapping[str, TargetView]: ...

@@ -1,8 +1,8 @@
-"""What a handler gives back: an answer, or a problem raised (RFC 9457). Neither knows the HTTP library."""
+"""What a handler gives back: an answer, a stream, or a problem raised (RFC 9457). None knows the HTTP library."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from http import HTTPStatus
@@ -11,6 +11,7 @@ from sidecar.web.documents import dumps
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
+EVENT_STREAM = "text/event-stream"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,15 @@ class Answer:
         """An answer that a client may hold and revalidate: its tag is a hash of the body."""
         etag = blake2b(body, digest_size=16).hexdigest()
         return cls(body=body, content_type=content_type, headers=headers or {}, etag=etag)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """An answer without end. It is opened only for who reads it, and may still raise Problem before its first chunk."""
+
+    open: Callable[[], AsyncGenerator[bytes]]
+    content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Problem(Exception):  # noqa: N818 - the name RFC 9457 gives it

@@ -146,6 +146,13 @@ class Outages:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """Nothing has happened, and the stream is alive."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Leaving:
     """The service was told to leave and will, as on SIGTERM."""
 

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 from sidecar import __version__
 from sidecar.core.recommendation import Recommendation
 from sidecar.web import documents
-from sidecar.web.answers import JSON, PROBLEM_JSON
+from sidecar.web.answers import EVENT_STREAM, JSON, PROBLEM_JSON
 from sidecar.web.routes import ADMIN, FORMATS, PAGE_DEFAULT, PAGE_MAX, PUBLIC, Route
 
 Json = dict[str, Any]
@@ -129,6 +129,15 @@ _ENGINE_ARGUMENTS: Json = {
 
 _TEXT: Json = {"type": "string"}
 
+_EVENTS: Json = {
+    "type": "string",
+    "description": "Server-sent events; the data of each is JSON on one line. `reset`: what the reader holds may be "
+    "incomplete, fetch it anew (an empty object; also the first event of every stream that is not resumed). "
+    "`observation`: an Observation, `outage`: an Outage, each with an id to resume from; one whose member `id` came "
+    "before replaces that. `target`: a TargetSummary, and `recommendation`: the same as /recommendation; both are told "
+    "on connecting and whenever they have changed, without an id. `heartbeat`: a Heartbeat, after 10 s of silence.",
+}
+
 _CONTENT: Mapping[str, Mapping[str, Any]] = {
     "/": {JSON: documents.Index},
     "/health": {JSON: documents.Health},
@@ -139,6 +148,7 @@ _CONTENT: Mapping[str, Mapping[str, Any]] = {
     "/targets": {JSON: documents.Targets},
     "/evidence": {JSON: documents.Evidence},
     "/outages": {JSON: documents.Outages},
+    "/events": {EVENT_STREAM: _EVENTS},
     "/metrics": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
     "/openapi.json": {JSON: {"type": "object"}},
     "/quitquitquit": {JSON: documents.Leaving},
@@ -149,13 +159,14 @@ _CONTENT: Mapping[str, Mapping[str, Any]] = {
 _PROBES = ("/health", "/readyz", "/livez", "/startupz")
 """Their bad news is a problem that also has the members of the good news."""
 
-_UNTAGGED = (*_PROBES, "/metrics")
+_UNTAGGED = (*_PROBES, "/metrics", "/events")
 """Read for the present moment: nothing to revalidate."""
 
 
 def document() -> Json:
     """The whole description, ready to be encoded."""
     schemas = _Schemas(Problem=_PROBLEM, EngineArguments=_ENGINE_ARGUMENTS)
+    schemas.of(documents.Heartbeat)
     paths: dict[str, Json] = {}
     for route in PUBLIC:
         paths[route.path] = {"get": _operation(route, schemas)}
@@ -205,8 +216,14 @@ def _operation(route: Route, schemas: _Schemas) -> Json:
     if route.path in _PROBES:
         body = schemas.of(_CONTENT[route.path][JSON])
         responses["503"] = _problem("not so; `detail` says why", body)
+    if route.path == "/events":
+        responses["503"] = _problem("there are too many readers")
     responses["default"] = _problem("anything else that went wrong")
     parameters = [{"name": name, "in": "query", **_QUERY[name]} for name in route.query]
+    if route.path == "/events":
+        parameters[0]["description"] = "Only what concerns this target; without it, all of them."
+        last = {"description": "The id of the last event received: what came after it is told first.", "schema": _TEXT}
+        parameters.append({"name": "Last-Event-ID", "in": "header", **last})
     if tagged:
         held = {"description": "Tags of the bodies held.", "schema": _TEXT}
         parameters.append({"name": "If-None-Match", "in": "header", **held})

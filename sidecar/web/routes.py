@@ -17,8 +17,9 @@ from sidecar.core import render
 from sidecar.core.recommendation import Recommendation
 from sidecar.core.views import Source, TargetView
 from sidecar.web import documents
-from sidecar.web.answers import Answer, Problem
+from sidecar.web.answers import EVENT_STREAM, Answer, Problem, Stream
 from sidecar.web.documents import dumps
+from sidecar.web.events import Feed
 
 SERVICE = "connection-health-sidecar"
 FORMATS: tuple[str, ...] = ("json", *render.FORMATS)
@@ -41,7 +42,7 @@ class Ask:
 class Route:
     path: str
     summary: str
-    handler: Callable[[Handlers, Ask], Answer]
+    handler: Callable[[Handlers, Ask], Answer | Stream]
     query: tuple[str, ...] = ()
     method: str = "GET"  # GET answers HEAD too
 
@@ -65,6 +66,7 @@ class Handlers:
         # Rendered advice by (target, format), with the advice it was rendered from; bounded, both names being known.
         self._rendered: dict[tuple[str, str], tuple[tuple[Recommendation, float], Answer]] = {}
         self._openapi: Answer | None = None
+        self.feed = Feed(source)
 
     def index(self, ask: Ask) -> Answer:
         routes = {route.path: route.summary for route in PUBLIC}
@@ -141,6 +143,14 @@ class Handlers:
         name = self._target(ask).name
         page, older, headers = _page("/outages", name, self._source.outages(name), ask)
         return Answer.tagged(dumps(documents.Outages(target=name, outages=page, next=older)), headers=headers)
+
+    def events(self, ask: Ask) -> Stream:
+        target = self._target(ask).name if "target" in ask.query else None
+        return Stream(
+            open=lambda: self.feed.read(ask.headers.get("Last-Event-ID"), target),
+            content_type=EVENT_STREAM,
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},  # the latter for nginx
+        )
 
     def metrics(self, ask: Ask) -> Answer:
         body, content_type = self._render_metrics(ask.headers.get("Accept", ""))
@@ -255,6 +265,7 @@ PUBLIC: tuple[Route, ...] = (
         ("target", "limit", "before"),
     ),
     Route("/outages", "what happened to the database, newest first", Handlers.outages, ("target", "limit", "before")),
+    Route("/events", "the same live, as server-sent events", Handlers.events, ("target",)),
     Route("/metrics", "metrics for Prometheus, as text or OpenMetrics", Handlers.metrics),
     Route("/openapi.json", "this interface, as an OpenAPI 3.1 document", Handlers.openapi),
 )

@@ -8,6 +8,7 @@ that of a request which is no HTTP at all, then leaves through the same door. It
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -21,13 +22,15 @@ from aiohttp.web_response import Response, StreamResponse
 from aiohttp.web_server import Server
 
 from sidecar.core.views import Source
-from sidecar.web.answers import Answer, Problem
+from sidecar.web.answers import Answer, Problem, Stream
 from sidecar.web.routes import ADMIN, PUBLIC, SERVICE, Ask, Handlers, RenderMetrics, Route
 
 log = logging.getLogger("sidecar.web")
 
 LOOPBACK = "127.0.0.1"
 BODY_MAX_BYTES = 4096  # no route reads a body; this much is forgiven
+READER_BUFFER_BYTES = 16384  # for each reader of a stream, here and again in the kernel
+SLOW_READER_SECONDS = 60.0  # a reader that takes nothing for so long is dropped
 
 _CONNECTION: dict[str, Any] = {
     "access_log": None,  # probes would flood it
@@ -46,9 +49,14 @@ class HttpServer:
     admin_port: int
 
     def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
-        handlers = Handlers(source, render_metrics)
-        self._public = _Listener("http.port", _Dispatcher(handlers, PUBLIC))
-        self._admin = _Listener("http.admin_port", _Dispatcher(handlers, ADMIN))
+        self._handlers = Handlers(source, render_metrics)
+        self._public = _Listener("http.port", _Dispatcher(self._handlers, PUBLIC))
+        self._admin = _Listener("http.admin_port", _Dispatcher(self._handlers, ADMIN))
+
+    @property
+    def readers(self) -> int:
+        """How many read `/events`."""
+        return self._handlers.feed.readers
 
     async def start(self, host: str, port: int, admin_port: int) -> None:
         """Listen; port 0 takes any free one.
@@ -64,6 +72,7 @@ class HttpServer:
 
     async def stop(self, grace_seconds: float) -> None:
         """Stop listening, let requests under way finish for so long, then close every connection."""
+        self._handlers.feed.close()
         await asyncio.gather(self._public.close(grace_seconds), self._admin.close(grace_seconds))
 
 
@@ -72,9 +81,11 @@ class _Dispatcher:
         self._handlers = handlers
         self._routes = {route.path: route for route in routes}
 
-    async def __call__(self, request: BaseRequest) -> Response:
+    async def __call__(self, request: BaseRequest) -> StreamResponse:
         try:
             answer = self._answer(request)
+            if isinstance(answer, Stream):
+                return await _stream(request, answer)
         except Problem as problem:
             answer = problem.answer(request.path_qs)
         except Exception:
@@ -83,7 +94,7 @@ class _Dispatcher:
             answer = failure.answer(request.path_qs)
         return _respond(request, answer)
 
-    def _answer(self, request: BaseRequest) -> Answer:
+    def _answer(self, request: BaseRequest) -> Answer | Stream:
         route = self._routes.get(request.path)
         if route is None:
             raise Problem(HTTPStatus.NOT_FOUND, "There is no such path here", available=tuple(self._routes))
@@ -117,13 +128,46 @@ def _query(request: BaseRequest, route: Route) -> Mapping[str, str]:
     return query
 
 
+def _headers(answer: Answer | Stream) -> dict[str, str]:
+    return {"Server": SERVICE, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache", **answer.headers}
+
+
+async def _stream(request: BaseRequest, stream: Stream) -> StreamResponse:
+    """Give what a reader can take, when it can; end with its connection."""
+    response = StreamResponse(headers={**_headers(stream), "Content-Type": stream.content_type})
+    if request.method == "HEAD":
+        return response
+    async with contextlib.aclosing(stream.open()) as chunks:
+        first = await anext(chunks)
+        writer = await response.prepare(request)
+        transport = request.transport
+        if writer is None or transport is None:
+            return response
+        _keep_small(transport)
+        await writer.write(first)
+        async for chunk in chunks:
+            await writer.write(chunk)
+            try:
+                async with asyncio.timeout(SLOW_READER_SECONDS):
+                    await writer.drain()
+            except TimeoutError:
+                log.debug("reader took nothing for too long", extra={"remote": request.remote})
+                transport.abort()
+                break
+    return response
+
+
+def _keep_small(transport: asyncio.Transport) -> None:
+    """Bound what is held for a reader that does not read, here and in the kernel, and notice one that is gone."""
+    transport.set_write_buffer_limits(high=READER_BUFFER_BYTES)
+    connection: socket.socket = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, READER_BUFFER_BYTES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SLOW_READER_SECONDS * 1000))
+
+
 def _respond(request: BaseRequest, answer: Answer) -> Response:
-    headers = {
-        "Server": SERVICE,
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "no-cache",
-        **answer.headers,
-    }
+    headers = _headers(answer)
     if answer.etag is not None:
         headers["ETag"] = f'"{answer.etag}"'
         # weak comparison, as RFC 9110 (13.1.2) has it for If-None-Match: W/ does not matter
@@ -165,7 +209,8 @@ class _Listener:
 
     async def open(self, host: str, port: int) -> int:
         loop = asyncio.get_running_loop()
-        connections = Server(self._dispatcher)
+        # Cancelled with its connection: a stream would otherwise go on until it has something to tell.
+        connections = Server(self._dispatcher, handler_cancellation=True)
         try:
             self._server = await loop.create_server(
                 lambda: _Connection(connections, loop=loop, **_CONNECTION), host, port
