@@ -832,9 +832,10 @@ async def test_a_store_that_freezes_holds_up_nobody_and_gets_everything_when_it_
 
 @contextlib.contextmanager
 def frozen(server: PostgresServer) -> Iterator[None]:
-    for process in processes_of(server):
-        process.suspend()
     try:
+        for process in processes_of(server):
+            with contextlib.suppress(psutil.NoSuchProcess):  # a session that had just ended
+                process.suspend()
         yield
     finally:
         thaw(server)
