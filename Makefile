@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-installed
 DEMO := $(VENV)/.demo-installed
 
-.PHONY: demo test lint format bench bench-discovery help clean
+.PHONY: demo test lint format bench bench-discovery bench-failover help clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST) | column -t -s-
@@ -33,6 +33,9 @@ bench: $(DEV)  ## start-up, memory, CPU and request rate of the running service
 
 bench-discovery: $(DEV)  ## time to the idle limit, simulated, beside the prior art
 	$(BIN)/python -m bench.discovery $(ARGS)
+
+bench-failover: $(DEV)  ## how exactly outages are timed, beside a poll once a second
+	$(BIN)/python -m bench.failover $(ARGS)
 
 clean:  ## remove everything that was made
 	rm -rf $(VENV) dist build

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -260,6 +261,11 @@ def test_every_state_can_be_reached_and_left_for_good_health() -> None:
 
     assert reachable(State.UNKNOWN) == set(State)
     assert all(State.HEALTHY in reachable(state) for state in State)
+
+
+def test_the_diagram_of_the_documentation_is_the_generated_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "failover.md").read_text()
+    assert f"```mermaid\n{diagram()}```" in page
 
 
 def test_the_diagram_shows_every_transition() -> None:

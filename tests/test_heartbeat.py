@@ -17,21 +17,14 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
+from watching import DEADLINE, EVERY, PATIENCE, RECONNECT, SILENT, VISIBLE, Watched, eventually, watching
 
-from sidecar.core.evidence import Outage, Spell
 from sidecar.core.facts import Cause
 from sidecar.core.failover import State
 from sidecar.core.outages import over, spells
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.demo.standby import StandbyServer
-from sidecar.probes.endpoint import Endpoint
-from sidecar.probes.heartbeat import Watch
-from sidecar.settings import Settings
-
-EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
-PATIENCE = 20.0  # for what must happen; nothing is measured by it
-TICK = 0.01  # the kernel's coarse clock, from which the truth about starts is taken
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a second loopback address by itself")
 
@@ -39,81 +32,9 @@ MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]
 
 
-async def eventually(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - the watch has no event for every change
-            await asyncio.sleep(0.005)
-
-
-class Watched:
-    """A watch, and what it told."""
-
-    def __init__(self, url: str, **target: Any) -> None:
-        heartbeat = {"every": EVERY, "deadline": DEADLINE, "reconnect_every": RECONNECT}
-        settings = Settings.model_validate({"targets": {"db": {"url": url, "heartbeat": heartbeat, **target}}})
-        self.versions: list[Outage] = []
-        self.causes: list[Cause] = []
-        self.watch = Watch(
-            "db",
-            settings.targets["db"],
-            Endpoint(settings.targets["db"]),
-            on_outage=self.versions.append,
-            on_disturbed=self.causes.append,
-        )
-
-    @property
-    def outages(self) -> list[Outage]:
-        return list({outage.id: outage for outage in self.versions}.values())
-
-    @property
-    def state(self) -> State:
-        return self.watch.status.state
-
-    async def until(self, state: State) -> None:
-        await eventually(lambda: self.state is state)
-
-    async def recovered(self, kind: str) -> Outage:
-        """The one outage that was, all being well again and staying so."""
-        await eventually(lambda: self.versions and all(map(over, self.outages)) and self.state is State.HEALTHY)
-        await asyncio.sleep(2 * EVERY)
-        (outage,) = self.outages
-        assert outage.kind == kind, outage
-        assert over(outage)
-        return outage
-
-
-@contextlib.asynccontextmanager
-async def watching(url: str, state: State = State.HEALTHY, **target: Any) -> AsyncIterator[Watched]:
-    watched = Watched(url, **target)
-    task = asyncio.create_task(watched.watch.run())
-    try:
-        await watched.until(state)
-        await asyncio.sleep(EVERY)
-        yield watched
-        assert not task.done()
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
 def ready_at(server: PostgresServer) -> float:
     """When the server last began to take connections: the postmaster then writes so into this file."""
     return (server.directory / "data" / "postmaster.pid").stat().st_mtime
-
-
-def holds(spell: Spell | None, began: float, ended: float | tuple[float, float]) -> None:
-    """The truth lies inside; and the intervals are not so wide that this says nothing.
-
-    `began` is taken just before the database is told to go. Of `ended` sometimes only earliest and latest are known.
-    """
-    earliest, latest = ended if isinstance(ended, tuple) else (ended, ended)
-    assert spell is not None
-    assert spell.ended is not None
-    assert spell.began.after <= began <= spell.began.until
-    assert spell.ended.after - TICK <= latest
-    assert spell.ended.until + TICK >= earliest
-    assert spell.began.width_seconds < EVERY + 2 * DEADLINE
-    assert spell.ended.width_seconds < EVERY + 2 * DEADLINE
 
 
 async def execute(url: str, *statements: str) -> None:
@@ -160,7 +81,7 @@ async def test_restart(make_server: MakeServer, mode: str, detail: str, sqlstate
         outage = await watched.recovered("restart")
     assert outage.detail == detail
     for spell in (outage.connect, outage.read, outage.write):
-        holds(spell, began, ready_at(server))
+        watched.holds(spell, began, ready_at(server))
     assert outage.before is not None
     assert outage.after is not None
     assert outage.before.address == outage.after.address
@@ -183,7 +104,7 @@ async def test_crash_of_another_backend(make_server: MakeServer) -> None:
         with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             await victim.close()
     assert outage.detail == "crash"
-    holds(outage.read, began, (began, time.time()))
+    watched.holds(outage.read, began, (began, time.time()))
     assert outage.errors["57P02"] == 1
     assert outage.before is not None
     assert outage.after is not None
@@ -202,7 +123,7 @@ async def test_cull_of_all_sessions(make_server: MakeServer) -> None:
     assert outage.detail == "57P01"
     assert outage.connect is None
     for spell in (outage.read, outage.write):
-        holds(spell, began, (began, culled))
+        watched.holds(spell, began, (began, culled))
     assert outage.errors == {"57P01": 1}
 
 
@@ -218,7 +139,7 @@ async def test_partition(postgres: PostgresServer, make_path: MakePath) -> None:
         outage = await watched.recovered("partition")
     assert outage.detail == "silent"
     for spell in (outage.connect, outage.read, outage.write):
-        holds(spell, began, ended)
+        watched.holds(spell, began, ended, widths=(SILENT, SILENT))
     assert outage.connections_lost == {"silent": 1}
     assert watched.causes == [Cause.PARTITION]
 
@@ -235,7 +156,7 @@ async def test_a_path_that_cuts_and_refuses_is_a_partition_too(postgres: Postgre
         outage = await watched.recovered("partition")
     assert outage.detail == "ConnectionRefusedError"
     for spell in (outage.connect, outage.read, outage.write):
-        holds(spell, began, ended)
+        watched.holds(spell, began, ended)
     assert outage.connections_lost == {"closed": 1}
 
 
@@ -251,7 +172,7 @@ async def test_max_connections_exhausted(make_server: MakeServer) -> None:
         freed = time.time()
         outage = await watched.recovered("refusal")
     assert set(spells(outage)) == {"connect"}
-    holds(outage.connect, began, (freeing, freed))
+    watched.holds(outage.connect, began, (freeing, freed), widths=(SILENT, VISIBLE))
     assert outage.errors.keys() == {"53300"}
     assert outage.connections_lost == {}
     assert watched.causes == []  # resting connections are untouched
@@ -273,7 +194,7 @@ async def test_password_rotated(make_server: MakeServer, tmp_path: Path) -> None
         password.write_text("the new one\n")
         outage = await watched.recovered("authentication")
     assert set(spells(outage)) == {"connect"}
-    holds(outage.connect, began, ended)
+    watched.holds(outage.connect, began, ended, widths=(SILENT, VISIBLE))
     assert outage.errors.keys() == {"28P01"}
 
 
@@ -339,8 +260,8 @@ async def test_promotion_with_relay_switch(pair: tuple[PostgresServer, StandbySe
         outage = await watched.recovered("failover")
     assert outage.detail == "timeline 1 to 2"
     for spell in (outage.connect, outage.read):
-        holds(spell, began, readable)
-    holds(outage.write, began, (promoting, promoted))
+        watched.holds(spell, began, readable)
+    watched.holds(outage.write, began, (promoting, promoted))
     assert outage.after is not None
     assert (outage.after.address, outage.after.in_recovery) == (f"{HOST}:{standby.port}", False)
 
@@ -358,7 +279,7 @@ async def test_switchover(pair: tuple[PostgresServer, StandbyServer], make_path:
         outage = await watched.recovered("switchover")
     assert outage.detail == "timeline 1 to 2"
     for spell in (outage.connect, outage.read, outage.write):
-        holds(spell, began, ended)
+        watched.holds(spell, began, ended)
 
 
 async def test_promotion_while_the_session_lives_on_at_the_old_primary(
@@ -376,7 +297,7 @@ async def test_promotion_while_the_session_lives_on_at_the_old_primary(
         path.retarget(HOST, standby.port)
         outage = await watched.recovered("role_flip")
     assert set(spells(outage)) == {"write"}
-    holds(outage.write, began, ended)
+    watched.holds(outage.write, began, ended, widths=(SILENT, VISIBLE))
     assert outage.after is not None
     assert outage.after.address == f"{HOST}:{standby.port}"
     assert watched.causes == [Cause.FAILOVER]
@@ -409,7 +330,7 @@ async def test_promotion_with_name_change(make_server: MakeServer, monkeypatch: 
     finally:
         await asyncio.to_thread(standby.close)
     for spell in (outage.connect, outage.read, outage.write):
-        holds(spell, began, changed)
+        watched.holds(spell, began, changed)
     assert (outage.addresses_before, outage.addresses_after) == (("127.0.0.1",), ("127.0.0.2",))
     assert outage.dns_changed_at is not None
     assert changed <= outage.dns_changed_at <= changed + 2 * RECONNECT + DEADLINE
@@ -433,7 +354,7 @@ async def test_demoted_writer_that_stays_connected(make_server: MakeServer) -> N
         outage = await watched.recovered("role_flip")
     assert set(spells(outage)) == {"write"}
     assert outage.connections_lost == {}
-    holds(outage.write, began, (ending, time.time()))
+    watched.holds(outage.write, began, (ending, time.time()), widths=(SILENT, VISIBLE))
     assert watched.causes == []
 
 

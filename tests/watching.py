@@ -1,0 +1,124 @@
+"""A watch run by a test, and its records held against the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from sidecar.core.evidence import Interval, Outage, Spell
+from sidecar.core.facts import Cause
+from sidecar.core.failover import State
+from sidecar.core.outages import over
+from sidecar.probes.endpoint import Endpoint
+from sidecar.probes.heartbeat import Watch
+from sidecar.settings import Settings
+
+EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
+PATIENCE = 20.0  # for what must happen; nothing is measured by it
+TICK = 0.01  # the kernel's coarse clock, from which the truth about starts is taken
+LOOK = 0.005  # how often the event loop's lag is measured
+IDLE_LAG = 0.002  # no more than that is no sign of a busy machine
+VISIBLE = RECONNECT + 0.05  # how wide the interval of what shows itself may be, in seconds
+SILENT = EVERY + DEADLINE  # and of what only the next question finds
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - the watch has no event for every change
+            await asyncio.sleep(0.005)
+
+
+class Watched:
+    """A watch, and what it told."""
+
+    def __init__(self, url: str, **target: Any) -> None:
+        heartbeat = {"every": EVERY, "deadline": DEADLINE, "reconnect_every": RECONNECT}
+        settings = Settings.model_validate({"targets": {"db": {"url": url, "heartbeat": heartbeat, **target}}})
+        self.versions: list[Outage] = []
+        self.causes: list[Cause] = []
+        self.lags: list[tuple[float, float]] = []  # wall clock, and by how much the event loop was late
+        self.watch = Watch(
+            "db",
+            settings.targets["db"],
+            Endpoint(settings.targets["db"]),
+            on_outage=self.versions.append,
+            on_disturbed=self.causes.append,
+        )
+
+    async def measure_lag(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LOOK
+            await asyncio.sleep(LOOK)
+            if (lag := loop.time() - due) > IDLE_LAG:
+                self.lags.append((time.time(), lag))
+
+    def allowance(self, interval: Interval) -> float:
+        """How much wider this interval may be on a busy machine: the lag then, and as much again for the server."""
+        around = (interval.after - RECONNECT, interval.until + RECONNECT)
+        return 2 * sum(lag for at, lag in self.lags if around[0] <= at <= around[1])
+
+    @property
+    def outages(self) -> list[Outage]:
+        return list({outage.id: outage for outage in self.versions}.values())
+
+    @property
+    def state(self) -> State:
+        return self.watch.status.state
+
+    async def until(self, state: State) -> None:
+        await eventually(lambda: self.state is state)
+
+    async def recovered(self, kind: str) -> Outage:
+        """The one outage that was, all being well again and staying so."""
+        await eventually(lambda: self.versions and all(map(over, self.outages)) and self.state is State.HEALTHY)
+        await asyncio.sleep(2 * EVERY)
+        (outage,) = self.outages
+        assert outage.kind == kind, outage
+        assert over(outage)
+        return outage
+
+    def holds(
+        self,
+        spell: Spell | None,
+        began: float | tuple[float, float],
+        ended: float | tuple[float, float],
+        *,
+        widths: tuple[float, float] = (VISIBLE, VISIBLE),
+    ) -> None:
+        """The truth lies inside; and the intervals are not so wide that this says nothing.
+
+        Of `began` and `ended` sometimes only earliest and latest are known. A single `began` is taken just before the
+        database is told to go. `widths` are how wide beginning and end may be, in seconds.
+        """
+        assert spell is not None
+        assert spell.ended is not None
+        if isinstance(began, tuple):
+            assert spell.began.after <= began[1]
+            assert spell.began.until >= began[0]
+        else:
+            assert spell.began.after <= began <= spell.began.until
+        earliest, latest = ended if isinstance(ended, tuple) else (ended, ended)
+        assert spell.ended.after - TICK <= latest
+        assert spell.ended.until + TICK >= earliest
+        for interval, width in zip((spell.began, spell.ended), widths, strict=True):
+            assert interval.width_seconds <= width + TICK + self.allowance(interval)
+
+
+@contextlib.asynccontextmanager
+async def watching(url: str, state: State = State.HEALTHY, **target: Any) -> AsyncIterator[Watched]:
+    watched = Watched(url, **target)
+    task = asyncio.create_task(watched.watch.run())
+    lag = asyncio.create_task(watched.measure_lag())
+    try:
+        await watched.until(state)
+        await asyncio.sleep(EVERY)
+        yield watched
+        assert not task.done()
+    finally:
+        for running in (task, lag):
+            running.cancel()
+        await asyncio.gather(task, lag, return_exceptions=True)
