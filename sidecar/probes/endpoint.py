@@ -33,6 +33,10 @@ def forgive_abandoned_connects(loop: asyncio.AbstractEventLoop, context: dict[st
         loop.default_exception_handler(context)
 
 
+# The driver trusts whoever answers: what no PostgreSQL would say makes it stumble.
+_NOT_POSTGRESQL = (asyncpg.InternalClientError, AttributeError, LookupError)
+
+
 class CannotConnect(Exception):  # noqa: N818 - reads better than CannotConnectError
     """No connection could be opened. `sqlstate` is None when no server answered."""
 
@@ -90,7 +94,7 @@ class Endpoint:
                     statement_cache_size=statement_cache_size,
                     server_settings={"application_name": f"{APPLICATION}/{role}"},
                 )
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, *_NOT_POSTGRESQL) as error:
             raise self._cannot_connect(error, deadline_seconds) from error
         set_socket_options(driver, keepalive=keepalive, user_timeout_ms=user_timeout_ms)
         return driver
@@ -156,4 +160,6 @@ class Endpoint:
             return CannotConnect(f"{where} did not answer within {deadline_seconds:g} s")
         if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
             return CannotConnect(f"cannot read {error.filename}: {error.strerror}")
+        if isinstance(error, _NOT_POSTGRESQL):
+            return CannotConnect(f"{where} does not answer as PostgreSQL does")
         return CannotConnect(f"cannot connect to {where}: {error}")
