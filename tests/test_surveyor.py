@@ -146,6 +146,20 @@ async def test_a_rest_is_as_long_as_it_was_however_late_the_loop(postgres: Postg
     assert 0.75 < survey.records[0].idle_seconds < 2
 
 
+async def test_a_rest_goes_on_while_the_machine_sleeps(
+    postgres: PostgresServer, make_path: MakePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the clock is made to jump: a suspended machine cannot be had here."""
+    path = await make_path(postgres)
+    clock_gettime = time.clock_gettime
+    async with surveying(path.port) as survey:
+        await until(lambda: survey.surveyor.connections["open"] == CONNECTIONS)
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: clock_gettime(clock) + 100)
+        await until(lambda: survey.records)
+    assert survey.records[0].outcome == "survived"
+    assert 100 <= survey.records[0].idle_seconds < 105
+
+
 GREETINGS = {
     "an HTTP server": b"HTTP/1.1 400 Bad Request\r\nServer: nobody\r\n\r\n",
     "nothing but noise": bytes(range(256)),

@@ -16,7 +16,7 @@ from sidecar.core.evidence import Observation
 from sidecar.core.facts import Died, Disturbed, Ending, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle import IdleMachine
 from sidecar.probes.endpoint import CannotConnect, Endpoint
-from sidecar.probes.wire import ConnectionEnded, ProbeConnection
+from sidecar.probes.wire import ConnectionEnded, ProbeConnection, sleepless_time
 
 _OPENING_JITTER_SECONDS = 0.05
 
@@ -132,8 +132,7 @@ class Surveyor:
             self._start(number, self._use(number, connection), group)
 
     async def _use(self, number: int, connection: ProbeConnection) -> None:
-        loop = asyncio.get_running_loop()
-        asked_at, used_at, started = connection.asked_at, connection.used_at, loop.time()
+        asked_at, used_at, started = connection.asked_at, connection.used_at, sleepless_time()
         try:
             identity = await connection.use(self._deadline_seconds)
         except ConnectionEnded as end:
@@ -144,7 +143,7 @@ class Surveyor:
             Survived(
                 connection=number,
                 idle_seconds=started - used_at,  # what it really rested: a late timer makes it longer
-                seconds=loop.time() - started,
+                seconds=sleepless_time() - started,
                 identity=identity,
             )
         )

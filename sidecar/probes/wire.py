@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable
 from math import inf
 from typing import Any
@@ -30,6 +31,15 @@ _IDENTITY_QUERIES = (
     _IDENTITY + ", NULL, NULL",
 )
 _BEAT = "SELECT 1"
+
+# The event loop's clock stands still while the machine sleeps; that of a firewall does not. Where there is no such
+# name (macOS), CLOCK_MONOTONIC goes on.
+_SLEEPLESS_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def sleepless_time() -> float:
+    """Monotonic seconds that go on while the machine is suspended: what rests are measured with."""
+    return time.clock_gettime(_SLEEPLESS_CLOCK)
 
 
 class ConnectionEnded(Exception):  # noqa: N818 - a fact, not an error
@@ -123,7 +133,7 @@ def _text_row(body: bytes) -> tuple[str | None, ...]:
 class ProbeConnection:
     """An open connection that rests, is used, and ends.
 
-    `opened_at`, `asked_at`, `used_at` and `ended_at` are times of the event loop (monotonic seconds). The last query
+    `opened_at`, `asked_at`, `used_at` and `ended_at` are seconds of `sleepless_time`. The last query
     was sent at `asked_at` and its answer read at `used_at`; where this process was late to read it, the rest began
     before: a rest lasted at least from `used_at`, at most from `asked_at`. `ended` is done as soon as the end is
     noticed, with the `Ending` as its result; ends we bring about ourselves leave it pending.
@@ -137,7 +147,7 @@ class ProbeConnection:
         self._tap.on_lost = self._lost
         self._transport.set_protocol(self._tap)
         self._identity_level = 0
-        self.opened_at = self.asked_at = self.used_at = self._loop.time()
+        self.opened_at = self.asked_at = self.used_at = sleepless_time()
         self.ended_at = inf
         self.ended: asyncio.Future[Ending] = self._loop.create_future()
         if self._transport.is_closing():  # it died between the driver's last read and the tap
@@ -187,7 +197,7 @@ class ProbeConnection:
             raise ConnectionEnded(self.ended.result())
         self._tap.row = self._tap.error = None
         self._tap.answered = False
-        self.asked_at = self._loop.time()
+        self.asked_at = sleepless_time()
         try:
             async with asyncio.timeout(deadline_seconds):
                 await self._driver.execute(sql)
@@ -204,7 +214,7 @@ class ProbeConnection:
                 self._end(Ending(noticed="using"))
         finally:
             acknowledge(self._driver)
-            self.used_at = self._loop.time()
+            self.used_at = sleepless_time()
         if self.ended.done() and not self._tap.answered:
             self.terminate()
             raise ConnectionEnded(self.ended.result())
@@ -243,7 +253,7 @@ class ProbeConnection:
         )
 
     def _end(self, ending: Ending) -> None:
-        self.ended_at = self._loop.time()
+        self.ended_at = sleepless_time()
         self.ended.set_result(ending)
 
 
