@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from . import Endpoint, Lab, boxes
@@ -132,3 +133,26 @@ def test_recycling_what_was_dropped_waits_two_seconds_for_a_goodbye(checkouts: M
     found = checkouts["recycle"]
     assert (found.error, found.same_connection) == (None, False)
     assert 2 <= found.seconds < 4
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_behind_a_transaction_pooler_only_without_statement_caches(lab: Lab, cached: bool) -> None:
+    """What one backend has prepared, another is asked to execute."""
+    endpoint = boxes.pgbouncer(lab.path(lab.postgres()), 0, pool_mode="transaction")
+    caches = {} if cached else {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+    engine = create_async_engine(endpoint.url, pool_size=5, pool_pre_ping=True, connect_args={"ssl": False, **caches})
+
+    async def work() -> int:
+        failed = 0
+        for n in range(10):
+            try:
+                async with engine.connect() as connection:
+                    await connection.exec_driver_sql(f"SELECT {n % 3}")
+            except DBAPIError:
+                failed += 1
+        return failed
+
+    async with asyncio.timeout(30):
+        failures = sum(await asyncio.gather(*(work() for _ in range(5))))
+    await engine.dispose()
+    assert (failures > 0) is cached
