@@ -33,7 +33,13 @@ def _load(path: Path) -> helm.Chart:
 def render(values: Manifest, chart: Path = CHART) -> list[Manifest]:
     """The manifests of a first revision called `rel`, in the order of their files."""
     files = _load(chart).render(values, name="rel", namespace="ns", revision=1)
-    return [manifest for text in files.values() for manifest in yaml.safe_load_all(text) if manifest]
+    return [
+        manifest
+        for name, text in files.items()
+        if name.endswith(".yaml")
+        for manifest in yaml.safe_load_all(text)
+        if manifest
+    ]
 
 
 def one(manifests: list[Manifest], kind: str) -> Manifest:

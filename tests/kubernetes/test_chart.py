@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -478,6 +479,28 @@ def test_the_schema_refuses_what_the_sidecar_refuses() -> None:
     assert missed == {"key_given_twice", "keys_not_text"}
 
 
+# The documents
+
+
+def test_the_quickest_way_in_works() -> None:
+    settings = re.findall(r"--set (\S+)", (REPOSITORY / "README.md").read_text())
+    assert len(settings) == 4
+    values = merged(*(helm.parse_set_string(each) for each in settings))
+    assert one(render(values), "Deployment")
+
+
+def test_the_values_of_the_guide_are_right(example: Path) -> None:
+    guide = (REPOSITORY / "docs" / "kubernetes.md").read_text()
+    (standalone,) = re.findall(r"^\$ cat values.yaml\n(.*?)^\$ ", guide, re.DOTALL | re.MULTILINE)
+    assert one(render(yaml.safe_load(standalone)), "Deployment")
+    (sidecar,) = re.findall(r"^# values.yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    assert one(render(yaml.safe_load(sidecar), example), "Deployment")
+    defined = "".join(path.read_text() for path in (CHART / "templates").glob("*.tpl"))
+    names = set(re.findall(r'include "([^"]+)"', guide))
+    assert len(names) >= 6
+    assert all(f'define "{name}"' in defined for name in names)
+
+
 # The package
 
 
@@ -495,7 +518,7 @@ def test_the_packaged_chart_is_the_same(tmp_path: Path) -> None:
         rendered = packaged.render(MINIMAL, name="rel", namespace="ns", revision=1)
         assert "files/alerts.yaml" in {file["name"] for file in packaged.files}
         assert not [file for file in packaged.files if file["name"].startswith("ci/")]
-    assert [each for text in rendered.values() for each in yaml.safe_load_all(text) if each] == render(MINIMAL)
+    assert rendered == helm.Chart.load(CHART).render(MINIMAL, name="rel", namespace="ns", revision=1)
 
 
 def test_every_value_is_explained_and_checked() -> None:
