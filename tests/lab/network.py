@@ -74,6 +74,23 @@ class Server(PostgresServer):
         return done.stdout.strip()
 
 
+class Standby(Server):
+    """A copy of a running server, which follows it over its Unix socket, where no partition can come between."""
+
+    def __init__(self, primary: Server, namespace: Namespace) -> None:
+        self._primary = primary
+        super().__init__(namespace, {})
+
+    def _create(self) -> None:
+        primary = ["-h", str(self._primary.directory), "-p", str(self._primary.port), "-U", self.user]
+        data = str(self.directory / "data")
+        self._run("pg_basebackup", "-D", data, *primary, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+
+    def promote(self) -> None:
+        """Have it take writes, on a timeline of its own; returns when it does."""
+        self._run("pg_ctl", "promote", "-D", str(self.directory / "data"))
+
+
 class Path:
     """The way from the caller to a server. Its router forwards everything until a box is put on it.
 
@@ -190,6 +207,13 @@ class Lab:
         self.at_end(server.close)
         server.start()
         return server
+
+    def standby(self, primary: Server) -> Standby:
+        """A running copy of this server in a namespace of its own, until it is promoted."""
+        standby = Standby(primary, self.namespace())
+        self.at_end(standby.close)
+        standby.start()
+        return standby
 
     def path(self, *servers: Server) -> Path:
         """A path of its own to a server; with several, it leads to the first until it is moved."""
