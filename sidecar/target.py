@@ -17,7 +17,7 @@ from sidecar.core.evidence import Observation, Outage
 from sidecar.core.facts import Cause, Disturbed
 from sidecar.core.idle import IdleMachine, IdleStatus, Stage
 from sidecar.core.latency import PingCost, PingLedger
-from sidecar.core.outages import over
+from sidecar.core.outages import found_over, over
 from sidecar.core.readiness import readiness
 from sidecar.core.recommendation import Recommendation
 from sidecar.core.trials import Setup, TrialResult, counterfactuals, due_in, recommended, rest_for
@@ -62,6 +62,7 @@ class Target:
         self._epoch = time.time() - self._loop.time()
         self.observations = {observation.id: observation for observation in observations}
         self.outages = {outage.id: outage for outage in outages}
+        self._unfinished = [outage for outage in outages if not over(outage)]  # an earlier life did not see their end
         self._policy = Policy(
             safety=settings.policy.safety,
             max_pool_recycle=settings.policy.max_pool_recycle,
@@ -126,6 +127,7 @@ class Target:
 
     def refresh(self) -> None:
         """Bring the advice and the view up to date, and let the pool follow the advice."""
+        self._finish_outages()
         advice = self._advise()
         if advice != self._recommendation:
             if advice.status != self._recommendation.status:
@@ -229,9 +231,22 @@ class Target:
             log.warning("outage began", extra={"target": self.name, "outage": outage.id})
         if over(outage) and (before is None or not over(before)):
             spell = outage.connect or outage.read or outage.write
-            seconds = spell.longest_seconds if spell is not None else None
+            seconds = spell.middle_seconds if spell is not None else None
             self._metrics.outage_ended(self.name, outage.kind, seconds)
-            log.warning("outage ended", extra={"target": self.name, "kind": outage.kind, "at_most_seconds": seconds})
+            log.warning("outage ended", extra={"target": self.name, "kind": outage.kind, "seconds": seconds})
+
+    def _finish_outages(self) -> None:
+        """Close, on contact with the database, what an earlier life of this process left open."""
+        status = self._watch.status
+        if not self._unfinished or not status.reachable:
+            return
+        unfinished, self._unfinished = self._unfinished, []
+        for outage in unfinished:
+            found = found_over(outage, status.since_at, writable=bool(status.writable))
+            if found != outage:
+                self._outage(found)
+            if not over(found):
+                self._unfinished.append(found)
 
     def _disturbed(self, cause: Cause) -> None:
         self._surveyor.tell(Disturbed(cause=cause))

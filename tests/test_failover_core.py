@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sidecar.core.evidence import Outage
+from sidecar.core.evidence import Interval, Outage, Spell
 from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
 from sidecar.core.failover import (
     IN_FLIGHT,
@@ -45,7 +45,7 @@ from sidecar.core.failover import (
     WriteAnswered,
     diagram,
 )
-from sidecar.core.outages import over, spells
+from sidecar.core.outages import found_over, over, spells
 
 EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
 EPOCH = 1_790_000_000.0  # wall clock minus monotonic clock
@@ -266,6 +266,23 @@ def test_every_state_can_be_reached_and_left_for_good_health() -> None:
 def test_the_diagram_of_the_documentation_is_the_generated_one() -> None:
     page = (Path(__file__).parents[1] / "docs" / "failover.md").read_text()
     assert f"```mermaid\n{diagram()}```" in page
+
+
+def test_an_outage_nobody_saw_the_end_of_ended_some_time_since() -> None:
+    began = Interval(after=100.0, until=101.0)
+    done = Spell(began=began, ended=Interval(after=102.0, until=103.0))
+    outage = Outage(
+        id="x-1", target="db", kind="unknown", connect=done, read=Spell(began=began), write=Spell(began=began)
+    )
+    readable = found_over(outage, 500.0, writable=False)
+    assert readable.connect == done
+    assert readable.read == Spell(began=began, ended=Interval(after=101.0, until=500.0))
+    assert not over(readable)
+    closed = found_over(readable, 600.0, writable=True)
+    assert over(closed)
+    assert closed.read == readable.read
+    assert closed.write is not None
+    assert (closed.write.shortest_seconds, closed.write.middle_seconds, closed.write.longest_seconds) == (0, 250, 500)
 
 
 def test_the_diagram_shows_every_transition() -> None:

@@ -324,6 +324,36 @@ async def test_a_restart_resumes_what_was_proven(
     assert resumed["settings"]["pool_recycle"] == found["settings"]["pool_recycle"]
 
 
+async def test_an_outage_left_open_by_an_earlier_life_is_closed_on_contact(
+    make_server: Callable[..., PostgresServer], start: Start
+) -> None:
+    server = await asyncio.to_thread(make_server)
+    first = await start(server.url())
+    await first.until_ready()
+    await first.until(
+        "/targets", lambda answer: answer["targets"][0]["readiness"]["reason"] == "the database is reachable"
+    )
+    await asyncio.to_thread(server.stop)
+    left_open = (await first.until("/outages", lambda answer: answer.get("outages")))["outages"][0]
+    assert left_open["write"]["ended"] is None
+    assert await first.leave() == 0
+
+    await asyncio.to_thread(server.start)
+    second = await start(server.url())
+
+    def closed(answer: Any) -> bool:
+        return bool(answer.get("outages")) and all(
+            answer["outages"][0][what]["ended"] for what in ("connect", "read", "write")
+        )
+
+    (outage,) = (await second.until("/outages", closed))["outages"]
+    assert outage["id"] == left_open["id"]
+    for what in ("connect", "read", "write"):
+        assert outage[what]["began"] == left_open[what]["began"]
+        assert outage[what]["ended"]["after"] == outage[what]["began"]["until"]
+        assert outage[what]["longest_seconds"] > 0
+
+
 @pytest.mark.parametrize("mode", ["crash", "fast", "immediate"])
 async def test_a_restart_of_the_database_changes_no_limit_found(
     mode: str, make_server: Callable[..., PostgresServer], make_path: Callable[..., Awaitable[FaultyPath]], start: Start

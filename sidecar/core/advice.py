@@ -221,9 +221,7 @@ def _failover(outages: Sequence[Outage]) -> FailoverFigures | None:
 
 
 def _middle(spell: Spell | None) -> float | None:
-    if spell is None or spell.shortest_seconds is None or spell.longest_seconds is None:
-        return None
-    return (spell.shortest_seconds + spell.longest_seconds) / 2
+    return None if spell is None else spell.middle_seconds
 
 
 def _quantiles(seconds: Iterable[float | None]) -> Quantiles | None:

@@ -58,6 +58,12 @@ class Spell:
     def longest_seconds(self) -> float | None:
         return None if self.ended is None else self.ended.until - self.began.after
 
+    @property
+    def middle_seconds(self) -> float | None:
+        """Between shortest and longest: the least wrong single number."""
+        shortest, longest = self.shortest_seconds, self.longest_seconds
+        return None if shortest is None or longest is None else (shortest + longest) / 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outage:

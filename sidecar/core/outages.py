@@ -22,7 +22,7 @@ While nobody has answered yet, the kind is a guess, and `unknown` where there is
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sidecar.core.evidence import Interval, Outage, Spell
 from sidecar.core.facts import Death, Ending, Identity
@@ -42,6 +42,25 @@ def spells(outage: Outage) -> dict[str, Spell]:
 def over(outage: Outage) -> bool:
     """Whether the record is that of an outage that has ended."""
     return all(spell.ended is not None for spell in spells(outage).values())
+
+
+def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
+    """The record of an outage nobody watched to its end, when the database is found well `at` that time (wall clock).
+
+    What is still open ended at some time since it began; writing only if it is `writable`.
+    """
+
+    def ended(spell: Spell | None) -> Spell | None:
+        if spell is None or spell.ended is not None:
+            return spell
+        return replace(spell, ended=Interval(after=spell.began.until, until=max(at, spell.began.until)))
+
+    return replace(
+        outage,
+        connect=ended(outage.connect),
+        read=ended(outage.read),
+        write=ended(outage.write) if writable else outage.write,
+    )
 
 
 @dataclass(slots=True)
