@@ -64,6 +64,20 @@ class Sidecar:
     async def ask(self, route: str, method: str = "GET", base: str | None = None) -> Reply:
         return await asyncio.to_thread(ask, base or self.base, route, method=method)
 
+    async def overhear(self, route: str, seconds: float = 1.0) -> str:
+        """What a stream, which never ends, says at its beginning."""
+
+        def listen() -> str:
+            heard, until = b"", time.monotonic() + seconds
+            with socket.create_connection((HOST, int(self.base.rpartition(":")[2])), timeout=seconds) as connection:
+                connection.sendall(f"GET {route} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                with contextlib.suppress(TimeoutError):
+                    while time.monotonic() < until and (part := connection.recv(65536)):
+                        heard += part
+            return heard.decode()
+
+        return await asyncio.to_thread(listen)
+
     async def json(self, route: str) -> Any:
         return json.loads((await self.ask(route)).text)
 
@@ -442,9 +456,13 @@ async def test_no_secret_is_ever_shown(
     await sidecar.until(
         "/targets", lambda all_of_them: [t["reachable"] for t in all_of_them["targets"][:2]] == [True] * 2
     )
-    shown = [(await sidecar.ask(route.path)).text for route in PUBLIC]
+    stream = "/events"
+    answering = [route.path for route in PUBLIC if route.path != stream]
+    shown = [(await sidecar.ask(path)).text for path in answering]
+    shown.append(await sidecar.overhear(stream))
+    assert "event: " in shown[-1]
     for query in ("?target=in_url", "?target=refused&limit=1000", "?target=nobody", "?nothing=here", "?format=env"):
-        shown += [(await sidecar.ask(route.path + query)).text for route in PUBLIC]
+        shown += [(await sidecar.ask(path + query)).text for path in answering]
     assert await sidecar.leave() == 0
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     environment |= {f"SIDECAR_TARGETS__{name}__URL".upper(): url for name, url in urls.items()}
