@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-installed
 DEMO := $(VENV)/.demo-installed
 
-.PHONY: demo test lint format bench bench-discovery bench-failover help clean
+.PHONY: demo test lint format bench bench-discovery bench-failover requirements image help clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST) | column -t -s-
@@ -16,7 +16,7 @@ demo: $(DEMO)  ## the whole story on this machine: no root, no Docker, no databa
 	$(BIN)/sidecar demo $(ARGS)
 
 test: $(DEV)  ## all tests; those that need root or a missing program skip and say so
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 lint: $(DEV)  ## style, types, and the direction of imports
 	$(BIN)/ruff check .
@@ -36,6 +36,13 @@ bench-discovery: $(DEV)  ## time to the idle limit, simulated, beside the prior 
 
 bench-failover: $(DEV)  ## how exactly outages are timed, beside a poll once a second
 	$(BIN)/python -m bench.failover $(ARGS)
+
+requirements: $(DEV)  ## pin anew what the image installs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/requirements.sh
+
+image:  ## build the image with docker, podman or buildah; see scripts/build-image.sh for BASE and OFFLINE
+	scripts/build-image.sh $(ARGS)
 
 clean:  ## remove everything that was made
 	rm -rf $(VENV) dist build
