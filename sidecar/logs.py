@@ -18,7 +18,7 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 def configure(settings: LogSettings) -> None:
     """Send all records to standard error, in the form asked for."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if settings.format == "json" else _Console())
+    handler.setFormatter(_Json() if settings.format == "json" else Console())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Libraries speak up only when something is wrong; their own chatter (SQL, requests) may carry data.
@@ -44,7 +44,7 @@ class _Json(logging.Formatter):
         return orjson.dumps(entry, default=str, option=orjson.OPT_UTC_Z).decode()
 
 
-class _Console(logging.Formatter):
+class Console(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created).astimezone()
         keys = "".join(f" {name}={value}" for name, value in _keys(record).items())

@@ -52,20 +52,17 @@ OUTAGE_BUCKETS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0,
 """Seconds: from a restart on a fast disk, past managed failovers (30 to 120), to a bad afternoon."""
 
 
-class Metrics:
-    """Counts events of `targets` and renders them together with the state of `source`.
+class Counts:
+    """Counts events of `targets`.
 
     A target that was not named here raises KeyError, as does an outcome that is none.
     """
 
-    def __init__(self, source: Source, targets: Iterable[str]) -> None:
+    def __init__(self, targets: Iterable[str]) -> None:
         # without this, each counter and histogram has one more series, which Prometheus does not need
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        PlatformCollector(registry=self._registry)
-        self._gauges = _Gauges(source)
-        self._registry.register(self._gauges)
+        self._application: dict[str, tuple[Mapping[str, int], float | None]] = {}
         names = tuple(targets)
         self._checkouts = self._histogram(
             "checkout_seconds",
@@ -125,15 +122,7 @@ class Metrics:
 
     def application_seen(self, target: str, connections: Mapping[str, int], max_idle_seconds: float | None) -> None:
         """What the database shows of the application: connections by state (as in pg_stat_activity), longest rest."""
-        self._gauges.application[target] = (dict(connections), max_idle_seconds)
-
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The exposition and its content type, OpenMetrics or Prometheus text as the Accept header has it."""
-        try:
-            encode, content_type = choose_encoder(accept)
-        except TypeError:  # it compares the version asked for with numbers, even where it is none
-            encode, content_type = choose_encoder("")
-        return encode(self._registry), content_type
+        self._application[target] = (dict(connections), max_idle_seconds)
 
     def _counter(self, name: str, text: str, labels: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], Counter]:
         family = Counter(f"{PREFIX}_{name}", text, tuple(labels), registry=self._registry)
@@ -146,12 +135,30 @@ class Metrics:
         return {values: family.labels(*values) for values in product(*labels.values())}
 
 
+class Metrics(Counts):
+    """Renders the counts together with the state of `source`."""
+
+    def __init__(self, source: Source, targets: Iterable[str]) -> None:
+        super().__init__(targets)
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._registry.register(_Gauges(source, self._application))
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type, OpenMetrics or Prometheus text as the Accept header has it."""
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # it compares the version asked for with numbers, even where it is none
+            encode, content_type = choose_encoder("")
+        return encode(self._registry), content_type
+
+
 class _Gauges(Collector):
     """The state at the moment of the scrape."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, application: Mapping[str, tuple[Mapping[str, int], float | None]]) -> None:
         self._source = source
-        self.application: dict[str, tuple[Mapping[str, int], float | None]] = {}
+        self._application_seen = application
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily(f"{PREFIX}_build", "The version that runs.", {"version": __version__})
@@ -199,7 +206,7 @@ class _Gauges(Collector):
     def _application(self) -> Iterator[Metric]:
         connections = _gauge("application_connections", "Connections of the application, by state.", "state")
         rest = _gauge("application_max_idle_seconds", "The longest present rest of a connection of the application.")
-        for name, (by_state, max_idle_seconds) in self.application.items():
+        for name, (by_state, max_idle_seconds) in self._application_seen.items():
             for state, count in by_state.items():
                 _set(connections, count, name, state)
             _set(rest, max_idle_seconds, name)

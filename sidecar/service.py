@@ -11,11 +11,9 @@ import asyncio
 import logging
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
 
 from sidecar import logs
 from sidecar.core.evidence import Observation, Outage
@@ -26,6 +24,7 @@ from sidecar.probes.endpoint import forgive_abandoned_connects
 from sidecar.settings import Settings
 from sidecar.store.evidence_store import EvidenceStore
 from sidecar.target import Target
+from sidecar.threads import Threads
 from sidecar.web.server import HttpServer
 
 log = logging.getLogger("sidecar.service")
@@ -35,8 +34,6 @@ HOUSEKEEPING_SECONDS = 1.0
 TASKS_GRACE_SECONDS = 2.0
 STORE_GRACE_SECONDS = 1.5
 HTTP_GRACE_SECONDS = 0.5
-
-_R = TypeVar("_R")
 
 
 def run(settings: Settings) -> int:
@@ -67,7 +64,7 @@ class Service:
     async def run(self) -> int:
         """Serve until told to leave; the exit status."""
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(_Threads())
+        loop.set_default_executor(Threads())
         loop.set_exception_handler(forgive_abandoned_connects)
         loop.add_signal_handler(signal.SIGTERM, self.quit)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
@@ -192,24 +189,3 @@ class Service:
     def _interrupt(self) -> None:
         self._status = 130
         self.quit()
-
-
-class _Threads(ThreadPoolExecutor):
-    """The event loop's threads, one for each call, for whose end nobody waits.
-
-    What they do is look up names, and nothing can end a look-up that a name server leaves unanswered. The standard
-    executor would have the process wait for it before it can exit; besides, it keeps idle threads.
-    """
-
-    def submit(self, fn: Callable[..., _R], /, *args: Any, **kwargs: Any) -> Future[_R]:
-        future: Future[_R] = Future()
-
-        def call() -> None:
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-                future.set_exception(error)
-
-        future.set_running_or_notify_cancel()
-        threading.Thread(target=call, name="look-up", daemon=True).start()
-        return future

@@ -23,7 +23,7 @@ from sidecar.core.recommendation import Recommendation
 from sidecar.core.trials import Setup, TrialResult, counterfactuals, due_in, recommended, rest_for
 from sidecar.core.verdict import Activity, ApplicationSettings
 from sidecar.core.views import Readiness, TargetView
-from sidecar.metrics import Metrics
+from sidecar.metrics import Counts
 from sidecar.probes.endpoint import Endpoint
 from sidecar.probes.heartbeat import Watch
 from sidecar.probes.observer import keep_observing
@@ -50,7 +50,7 @@ class Target:
         name: str,
         settings: Settings,
         *,
-        metrics: Metrics,
+        metrics: Counts,
         keep: Callable[[Observation | Outage], None],
         observations: Sequence[Observation] = (),
         outages: Sequence[Outage] = (),

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from sidecar.demo.display import progress
+from sidecar.terminal import progress
 
 DEMO = (sys.executable, "-m", "sidecar", "demo")
 
@@ -144,11 +144,11 @@ def test_without_a_terminal_a_line_tells_of_every_change():
     found = {"proven_seconds": 7.5, "dead_by_seconds": None}
     console = Console(file=io.StringIO(), width=200)
     with progress(console) as show:
-        show(1.0, target)
-        show(2.0, target)
-        show(3.0, target | {"idle_limit": found})
-        show(4.0, target | {"idle_limit": found})
-        show(8.5, target | {"idle_limit": found})
+        show(1.0, target, "")
+        show(2.0, target, "")
+        show(3.0, target | {"idle_limit": found}, "")
+        show(4.0, target | {"idle_limit": found}, "")
+        show(8.5, target | {"idle_limit": found}, "")
     shown = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in shown] == ["1.0", "3.0", "8.5"]
     assert "proven    7.5 s" in shown[-1]

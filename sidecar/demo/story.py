@@ -17,11 +17,11 @@ from rich.console import Console
 
 from sidecar.demo import failover
 from sidecar.demo.application import query_after_rest
-from sidecar.demo.display import Show, progress, seconds
 from sidecar.demo.path import Fault, FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, ServerError
 from sidecar.demo.service import Service, ServiceError, run_service
 from sidecar.demo.standby import StandbyServer
+from sidecar.terminal import Show, findings, progress, seconds
 
 LEAST_LIMIT_SECONDS = 2.0
 
@@ -32,16 +32,6 @@ _TOLERANCE = 0.05  # of the true limit, for exit status 0
 _POLL_SECONDS = 0.5
 _VERIFIED_WITHIN = 4.0  # limits; what is known by then is the result
 _INTERRUPTED = 130
-
-_DEATHS = {
-    "silent": "silently: nothing shows until a connection is used, and then no answer ever comes",
-    "reset_on_use": "by reset on use: nothing shows until a connection is used, and then it is refused at once",
-    "closed": "closed at the limit, which whoever reads the connection notices",
-    "fatal": "ended by the server, which says why and closes",
-}
-"""By `idle_limit.death`."""
-
-_KEEPALIVE = {"IDLE": "idle", "INTVL": "interval", "CNT": "count"}
 
 
 def run(path: str, limit_seconds: float, once: bool) -> int:
@@ -136,7 +126,7 @@ class _Story:
             answer = await service.ask("/targets")
             if answer is not None:
                 target = answer["targets"][0]
-                show(self._elapsed, target)
+                show(self._elapsed, target, "")
                 if done(target):
                     return
             await asyncio.sleep(_POLL_SECONDS)
@@ -152,24 +142,19 @@ class _Story:
         arguments = await service.ask("/recommendation?format=sqlalchemy")
         if advice is None or arguments is None:
             raise service.failure("the service no longer answers")
-        keywords = (f"{name}={value!r}" for name, value in arguments.items())
         limit = advice["idle_limit"]
         error: float = limit["estimate_seconds"] / self._limit_seconds - 1
-        sqlstate = f" (SQLSTATE {limit['sqlstate']})" if limit["sqlstate"] else ""
         lines = {
             "Limit found": f"{seconds(limit['estimate_seconds'])}: proven to live {seconds(limit['proven_seconds'])}, "
             f"dead by {seconds(limit['dead_by_seconds'])}; {advice['status']} after {self._elapsed:.0f} s",
             "True limit": f"{seconds(self._limit_seconds)}, so the error is {error:+.1%}",
-            "How they die": f"{_DEATHS[limit['death']]}{sqlstate}",
             "An application": f"with SQLAlchemy's defaults, on this path all the while: its query after "
             f"{seconds(_application_rest(self._limit_seconds))} of rest {application}",
-            "Advice": f"create_async_engine({', '.join(['url', *keywords])})",
-        }
+        } | findings(advice, arguments)
         if advice["application"] is not None:
             lines["Verdict on it"] = f"{advice['application']['verdict']}: {advice['application']['because']}"
-        if options := _socket_options(advice["socket"]):
-            of_no_use_here = " (for real paths: the relay of this demo takes no notice)" if _FAULTS[self._path] else ""
-            lines["On each socket"] = options + of_no_use_here
+        if _FAULTS[self._path] and "On each socket" in lines:
+            lines["On each socket"] += " (for real paths: the relay of this demo takes no notice)"
         self._console.print()
         for heading, text in lines.items():
             self._console.print(f"{heading + ':':<15} {text}")
@@ -181,10 +166,3 @@ class _Story:
 
 def _application_rest(limit_seconds: float) -> float:
     return limit_seconds + max(1.0, limit_seconds / 4)
-
-
-def _socket_options(socket: Mapping[str, Any]) -> str:
-    values = {"TCP_USER_TIMEOUT": socket["user_timeout_ms"]}
-    if socket["keepalive"] is not None:
-        values |= {f"TCP_KEEP{name}": socket["keepalive"][key] for name, key in _KEEPALIVE.items()}
-    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)

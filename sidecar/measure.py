@@ -1,0 +1,270 @@
+"""One path, measured once: what the service does for a target, shown as it goes, without store and HTTP interface.
+
+Progress goes to standard error, the result to standard output: a picture and the snippet, or one JSON document. What is
+proven by the time it ends is told however it ends: the goal reached, the time over, or an interruption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+from rich.console import Console
+
+from sidecar import logs, terminal
+from sidecar.catalogue import known_limits
+from sidecar.core.attribution import defaults
+from sidecar.core.evidence import Observation
+from sidecar.core.forecast import REACHED, forecast
+from sidecar.core.recommendation import Recommendation, Status
+from sidecar.core.render import FORMATS
+from sidecar.core.views import TargetView
+from sidecar.metrics import Counts
+from sidecar.probes.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
+from sidecar.probes.observer import observe
+from sidecar.probes.wire import ConnectionEnded
+from sidecar.settings import Settings
+from sidecar.target import Target
+from sidecar.threads import Threads
+from sidecar.web import documents
+
+TARGET = "default"
+
+_LOOK_SECONDS = 0.25
+_LINE_EVERY_SECONDS = 30.0
+_TASKS_GRACE_SECONDS = 2.0
+_INTERRUPTED = 130
+
+End = Literal["reached", "out_of_time", "interrupted", "unreachable", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How it ended, and what was known by then. `view` is None where nothing could be measured at all."""
+
+    end: End
+    elapsed_seconds: float
+    because: str | None = None  # where it was unreachable, or failed
+    view: TargetView | None = None
+    observations: Sequence[Observation] = ()
+
+    @property
+    def exit_status(self) -> int:
+        return {"reached": 0, "interrupted": _INTERRUPTED}.get(self.end, 1)
+
+
+def run(settings: Settings, *, goal: str, budget_seconds: float, dialect: str, as_json: bool) -> int:
+    """Measure the target `default` until its status is `goal`, and tell the result; returns the exit status.
+
+    0: the goal was reached. 1: it was not within `budget_seconds`, or the database cannot be reached. 130: interrupted.
+    """
+    progress = terminal.console(sys.stderr)
+    log = _Log(progress)
+    logging.getLogger().addHandler(log)
+    try:
+        result = asyncio.run(_Measurement(settings, goal, budget_seconds, progress).run())
+    finally:
+        logging.getLogger().removeHandler(log)
+    if result.view is not None:
+        if as_json:
+            sys.stdout.buffer.write(_document(result, result.view, goal, dialect) + b"\n")
+            sys.stdout.flush()
+        else:
+            _tell(result, result.view, dialect, goal)
+    if complaint := _complaint(result, goal, budget_seconds):
+        sys.stderr.write(complaint + "\n")
+    return result.exit_status
+
+
+class _Log(logging.Handler):
+    """What the parts have to say, such as that an outage began, above the moving picture."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logs.Console())
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), soft_wrap=True)
+
+
+class _Measurement:
+    def __init__(self, settings: Settings, goal: str, budget_seconds: float, progress: Console) -> None:
+        self._settings = settings
+        self._goal = Status(goal)
+        self._budget_seconds = budget_seconds
+        self._progress = progress
+        self._began = time.monotonic()
+        self._interrupted = asyncio.Event()
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    async def run(self) -> Result:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(Threads())
+        loop.set_exception_handler(forgive_abandoned_connects)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupted.set)
+        if (why_not := await self._first_contact()) is not None:
+            return why_not
+        target = Target(TARGET, self._settings, metrics=Counts((TARGET,)), keep=lambda record: None)
+        tasks = [asyncio.create_task(work, name=name) for name, work in target.tasks()]
+        try:
+            end, because = await self._watch(target, tasks)
+            target.refresh()
+            return self._result(end, because, target)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_TASKS_GRACE_SECONDS)
+            await target.close()
+
+    async def _first_contact(self) -> Result | None:
+        """None when the database answers. A typing error should show at once, not after the whole budget."""
+        trying = asyncio.create_task(observe(Endpoint(self._settings.targets[TARGET])))
+        interrupted = asyncio.create_task(self._interrupted.wait())
+        await asyncio.wait({trying, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        interrupted.cancel()
+        if not trying.done():
+            trying.cancel()
+            return self._result("interrupted")
+        try:
+            trying.result()
+        except CannotConnect as error:
+            return self._result("unreachable", error.reason)
+        except ConnectionEnded as error:
+            what = error.ending.message or "the connection ended before the first answer"
+            return self._result("unreachable", f"{self._settings.targets[TARGET].display}: {what}")
+        return None
+
+    async def _watch(self, target: Target, tasks: Sequence[asyncio.Task[None]]) -> tuple[End, str | None]:
+        """Show how it stands until it is over."""
+        common = defaults(known_limits())
+        interrupted: asyncio.Task[Any] = asyncio.create_task(self._interrupted.wait())
+        try:
+            with terminal.progress(self._progress, line_every_seconds=_LINE_EVERY_SECONDS) as show:
+                while True:
+                    view = target.view
+                    show(self._elapsed, _summary(view), self._remark(view, common))
+                    if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
+                        return "reached", None
+                    if (left := self._budget_seconds - self._elapsed) <= 0:
+                        return "out_of_time", None
+                    done, _ = await asyncio.wait(
+                        {interrupted, *tasks},
+                        timeout=min(left, _LOOK_SECONDS),
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    if interrupted in done:
+                        return "interrupted", None
+                    for task in done:
+                        return "failed", _fault(task)
+        finally:
+            interrupted.cancel()
+
+    def _remark(self, view: TargetView, common: Sequence[float]) -> str:
+        if view.reachable is False:
+            return view.readiness.reason
+        if view.stage == "paused":
+            return "waiting until the server has connections to spare"
+        togo = forecast(
+            goal=self._goal,
+            stage=view.stage,
+            limit=view.recommendation.idle_limit,
+            elapsed_seconds=view.elapsed_seconds,
+            probes=view.probes,
+            defaults=common,
+        )
+        left = f"at most {terminal.about(max(0.0, self._budget_seconds - self._elapsed))} left"
+        if togo is None:
+            return left
+        guess = f"about {terminal.about(togo.seconds)} to go"
+        if togo.if_limit_seconds is not None:
+            guess += f" if the limit is {togo.if_limit_seconds:g} s, the next well-known one"
+        return f"{guess}; {left}"
+
+    def _result(self, end: End, because: str | None = None, target: Target | None = None) -> Result:
+        return Result(
+            end=end,
+            because=because,
+            elapsed_seconds=self._elapsed,
+            view=None if target is None else target.view,
+            observations=() if target is None else tuple(target.observations.values()),
+        )
+
+
+def _fault(task: asyncio.Task[Any]) -> str:
+    error = task.exception()
+    logging.getLogger("sidecar.measure").critical("task died", extra={"task": task.get_name()}, exc_info=error)
+    how = "ended" if error is None else f"died of {type(error).__name__}"
+    return f"a fault in the program: {task.get_name()} {how}"
+
+
+def _plain(body: object) -> Any:
+    """A body as whoever asks over HTTP would have it."""
+    return orjson.loads(documents.dumps(body))
+
+
+def _summary(view: TargetView) -> Mapping[str, Any]:
+    summary: Mapping[str, Any] = _plain(documents.TargetSummary.of(view))
+    return summary
+
+
+def _snippet(advice: Recommendation, dialect: str) -> str:
+    rendered = FORMATS[dialect].render(advice)
+    return rendered if isinstance(rendered, str) else documents.dumps(rendered).decode() + "\n"
+
+
+def _document(result: Result, view: TargetView, goal: str, dialect: str) -> bytes:
+    """What `/recommendation` would serve, and how it came about under `measurement`."""
+    measurement = {
+        "database": view.database,
+        "end": result.end,
+        "because": result.because,
+        "goal": goal,
+        "elapsed_seconds": round(result.elapsed_seconds, 3),
+        "stage": view.stage,
+        "regime": view.regime,
+        "observations": result.observations,
+        "snippet": {"format": dialect, "text": _snippet(view.recommendation, dialect)},
+    }
+    return documents.dumps(documents.recommendation(view) | {"measurement": measurement})
+
+
+def _tell(result: Result, view: TargetView, dialect: str, goal: str) -> None:
+    # What is printed last is what remains to be seen: so the snippet, which may be long, comes first.
+    console = terminal.console(sys.stdout)
+    console.print(_snippet(view.recommendation, dialect), soft_wrap=True)
+    console.print(
+        terminal.picture(
+            _summary(view),
+            _plain(documents.recommendation(view)),
+            _plain(FORMATS["sqlalchemy"].render(view.recommendation)),
+            _plain(list(result.observations)),
+            known_limits(),
+            ascii_only=console.options.ascii_only,
+        )
+    )
+
+
+def _complaint(result: Result, goal: str, budget_seconds: float) -> str | None:
+    match result.end:
+        case "unreachable":
+            return result.because
+        case "failed":
+            return f"stopped by {result.because}"
+        case "interrupted":
+            what = "nothing was measured yet" if result.view is None else "what is proven so far is told above"
+            return f"interrupted after {result.elapsed_seconds:.0f} s: {what}"
+        case "out_of_time":
+            return f"not {goal} within {terminal.about(budget_seconds)}: a longer --budget looks further"
+    return None

@@ -1,0 +1,310 @@
+"""What people see on a terminal: how a measurement stands, and what it found. Lines where there is no terminal.
+
+Everything is told from the documents that the HTTP interface serves (`/targets`, `/recommendation`, `/evidence`), so it
+does not matter whether the measurement runs here or elsewhere. Nothing here asks or measures; the same documents give
+the same picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sidecar.core.attribution import KnownLimit
+
+Document = Mapping[str, Any]
+Show = Callable[[float, Document, str], None]
+"""Takes the seconds elapsed, a target as `/targets` describes it, and a remark on it (or nothing)."""
+
+LINE_EVERY_SECONDS = 5.0
+WIDTH_WITHOUT_TERMINAL = 100
+
+_DEATHS = {
+    "silent": "silently: nothing shows until a connection is used, and then no answer ever comes",
+    "reset_on_use": "by reset on use: nothing shows until a connection is used, and then it is refused at once",
+    "closed": "closed at the limit, which whoever reads the connection notices",
+    "fatal": "ended by the server, which says why and closes",
+}
+"""By `idle_limit.death`."""
+
+_KEEPALIVE = {"IDLE": "idle", "INTVL": "interval", "CNT": "count"}
+
+_NEARBY = 1.35  # a known limit within this factor of what was measured is worth a look
+_MOST_NEARBY = 4
+_MOST_NAMES = 3
+_MOST_ROWS = 16
+_MOST_MARKS = 24
+
+
+def console(file: IO[str]) -> Console:
+    """A console that prints what it is given: no markup, no highlighting, no surprises in a URL."""
+    made = Console(file=file, markup=False, highlight=False, emoji=False)
+    if not made.is_terminal:
+        made.width = WIDTH_WITHOUT_TERMINAL
+    return made
+
+
+# -- while it runs ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def progress(console: Console, *, line_every_seconds: float = LINE_EVERY_SECONDS) -> Iterator[Show]:
+    """A way to show how the measurement stands, now and again: a picture that moves, or lines without a terminal."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield _Lines(console, line_every_seconds).show
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda elapsed, target, remark: live.update(_moving(elapsed, target, remark), refresh=True)
+
+
+class _Lines:
+    """A line for every change, and one every few seconds to show that something is going on."""
+
+    def __init__(self, console: Console, every_seconds: float) -> None:
+        self._console = console
+        self._every_seconds = every_seconds
+        self._state: object = None
+        self._at = -math.inf
+
+    def show(self, elapsed: float, target: Document, remark: str) -> None:
+        state = _state(target)
+        if state == self._state and elapsed < self._at + self._every_seconds:
+            return
+        self._state, self._at = state, elapsed
+        resting = [probe for probe in target["probes"] if probe["state"] == "resting"]
+        oldest = max((probe["idle_seconds"] for probe in resting), default=None)
+        parts = (_headline(elapsed, target), f"{len(resting)} resting, the oldest for {seconds(oldest)}", remark)
+        self._console.print("   ".join(filter(None, parts)), soft_wrap=True)
+
+
+def _moving(elapsed: float, target: Document, remark: str) -> Group:
+    probes = Table.grid(padding=(0, 2))
+    for probe in sorted(target["probes"], key=lambda probe: (probe["arm"], probe["connection"])):
+        idle, goal = probe["idle_seconds"], probe["until_seconds"]
+        probes.add_row(
+            probe["arm"],
+            ProgressBar(total=goal or max(idle, 1e-9), completed=idle, width=40),
+            f"{seconds(idle)} of {seconds(goal)}" if goal else seconds(idle),
+            probe["state"],
+        )
+    lines: list[RenderableType] = [Text(_headline(elapsed, target), style="bold"), probes]
+    if remark:
+        lines.append(Text(remark))
+    return Group(*lines)
+
+
+def _state(target: Document) -> tuple[Any, ...]:
+    limit = target["idle_limit"] or {}
+    return (
+        target["reachable"],
+        target["stage"],
+        target["status"],
+        limit.get("proven_seconds"),
+        limit.get("dead_by_seconds"),
+    )
+
+
+def _headline(elapsed: float, target: Document) -> str:
+    reachable, stage, status, proven, dead_by = _state(target)
+    unreachable = "   database unreachable" if reachable is False else ""
+    return (
+        f"{elapsed:6.1f} s   {stage:<8} {status:<11} proven {seconds(proven):>8}   dead by {seconds(dead_by):>8}"
+        + unreachable
+    )
+
+
+def seconds(number: float | None) -> str:
+    return "?" if number is None else f"{number:.1f} s"
+
+
+def about(duration_seconds: float) -> str:
+    """A duration for people, in the unit that suits it."""
+    if duration_seconds < 100:
+        return f"{duration_seconds:.0f} s"
+    return f"{duration_seconds / 60:.0f} min" if duration_seconds < 6000 else f"{duration_seconds / 3600:.1f} h"
+
+
+# -- when it is over --------------------------------------------------------------------------------------------------
+
+
+def findings(advice: Document, engine_arguments: Document) -> dict[str, str]:
+    """What was found and what to set, by heading. `engine_arguments` are those of `?format=sqlalchemy`."""
+    lines: dict[str, str] = {}
+    limit = advice["idle_limit"]
+    if limit is not None and limit["death"] is not None:
+        sqlstate = f" (SQLSTATE {limit['sqlstate']})" if limit["sqlstate"] else ""
+        lines["How they die"] = f"{_DEATHS[limit['death']]}{sqlstate}"
+        if limit["likely"]:
+            lines["Likely cause"] = "; ".join(culprit["component"] for culprit in limit["likely"])
+    keywords = (f"{name}={value!r}" for name, value in engine_arguments.items())
+    lines["Advice"] = f"create_async_engine({', '.join(['url', *keywords])})"
+    if options := _socket_options(advice["socket"]):
+        lines["On each socket"] = options
+    return lines
+
+
+def picture(
+    target: Document,
+    advice: Document,
+    engine_arguments: Document,
+    observations: Iterable[Document],
+    known: Iterable[KnownLimit],
+    *,
+    ascii_only: bool = False,
+) -> Group:
+    """The whole result: survival by idle time with the bracket, known limits nearby, what to set, and why."""
+    glyphs = _ASCII if ascii_only else _GLYPHS
+    seen = [each for each in observations if each["regime"] == target["regime"]]
+    kept = [each for each in seen if each["arm"] == "keepalive" and each["outcome"] != "censored"]
+    tried = [each for each in seen if each["arm"] != "keepalive" and each["outcome"] != "censored"]
+    untold = sum(each["outcome"] == "censored" for each in seen)
+    parts: list[RenderableType] = [Text(f"{target['database']}: {_result(advice)}", style="bold"), Text()]
+    if tried:
+        parts += [_survival(tried, advice["idle_limit"], glyphs), Text()]
+    notes = []
+    if kept:
+        lived = sum(each["outcome"] == "survived" for each in kept)
+        notes.append(f"Beyond the limit with TCP keepalive: {lived} lived, {len(kept) - lived} died.")
+    if untold:
+        notes.append(f"{untold} more {'rests say' if untold > 1 else 'rest says'} nothing: something else ended them.")
+    nearby = _nearby(advice["idle_limit"], known)
+    if nearby:
+        parts += [Text("Known limits nearby:"), Padding(_grid(nearby), (0, 0, 1, 2))]
+    if notes:
+        parts += [*map(Text, notes), Text()]
+    lines = findings(advice, engine_arguments)
+    if advice["verification"] is not None:
+        tried_out = advice["verification"]
+        lines["Tried out"] = f"{tried_out['outcome']}, a pool that rested {seconds(tried_out['idle_seconds'])}"
+    parts.append(_grid((f"{heading}:", text) for heading, text in lines.items()))
+    for heading, remarks in (("Why:", advice["reasons"]), ("Beware:", advice["warnings"])):
+        if remarks:
+            parts += [Text(), Text(heading), Padding(_grid(("-", remark["text"]) for remark in remarks), (0, 0, 0, 2))]
+    return Group(*parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Glyphs:
+    lived: str
+    died: str
+    line: str
+
+
+_GLYPHS = _Glyphs("●", "✕", "─")
+_ASCII = _Glyphs("o", "x", "-")
+
+
+def _result(advice: Document) -> str:
+    limit = advice["idle_limit"]
+    if limit is None:
+        return "nothing is proven yet"
+    proven, dead_by, estimate = (limit[f"{name}_seconds"] for name in ("proven", "dead_by", "estimate"))
+    if dead_by is None:
+        return f"no idle limit found; connections survived {seconds(proven)} of rest ({advice['status']})"
+    told = "idle limit not narrowed down yet" if estimate is None else f"idle limit {seconds(estimate)}"
+    return f"{told}; proven to live {seconds(proven)}, dead by {seconds(dead_by)} ({advice['status']})"
+
+
+def _survival(tried: Sequence[Document], limit: Document | None, glyphs: _Glyphs) -> Table:
+    """Rows of rests, shortest first, with a mark for each connection; a line where the limit lies."""
+    proven = 0.0 if limit is None else limit["proven_seconds"]
+    dead_by, estimate = (None if limit is None else limit[f"{name}_seconds"] for name in ("dead_by", "estimate"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_row(Text("rest", style="dim"), Text(f"{glyphs.lived} lived  {glyphs.died} died", style="dim"))
+    crossed = dead_by is None
+    for row in _rows(tried, proven):
+        rests = [each["idle_seconds"] for each in row]
+        lived = sum(each["outcome"] == "survived" for each in row)
+        if not crossed and rests[0] > _up(proven):
+            where = "not narrowed down yet" if estimate is None else seconds(estimate)
+            label = f"{glyphs.line * 3} idle limit {where} {glyphs.line * 3}"
+            table.add_row("", Text(label, style="bold"))
+            crossed = True
+        marks = Text(_marks(glyphs.lived, lived), style="green")
+        marks.append(_marks(glyphs.died, len(row) - lived), style="red")
+        note = "proven to live" if rests[0] <= proven < _up(rests[-1]) else ""
+        note = "dead by" if dead_by is not None and rests[0] <= dead_by <= _up(rests[-1]) else note
+        table.add_row(_span(rests[0], rests[-1]), marks, Text(note, style="bold"))
+    return table
+
+
+def _up(rest: float) -> float:
+    """Documents round the bounds to a millisecond, away from the limit."""
+    return rest + 0.001
+
+
+def _rows(tried: Sequence[Document], proven: float) -> list[list[Document]]:
+    """Rests close to each other share a row, but never those on either side of the longest proven."""
+    ordered = sorted(tried, key=lambda each: (each["idle_seconds"], each["outcome"] != "survived"))
+    ratio = 1.02
+    while True:
+        rows: list[list[Document]] = []
+        for each in ordered:
+            rest = each["idle_seconds"]
+            first = rows[-1][0]["idle_seconds"] if rows else None
+            if first is None or rest > first * ratio or first <= _up(proven) < rest:
+                rows.append([])
+            rows[-1].append(each)
+        if len(rows) <= _MOST_ROWS:
+            return rows
+        ratio *= 1.1
+
+
+def _marks(mark: str, count: int) -> str:
+    return mark * count if count <= _MOST_MARKS else f"{mark * _MOST_MARKS} (of {count})"
+
+
+def _span(first: float, last: float) -> str:
+    return seconds(last) if f"{first:.1f}" == f"{last:.1f}" else f"{first:.1f} - {seconds(last)}"
+
+
+def _nearby(limit: Document | None, known: Iterable[KnownLimit]) -> list[tuple[str, str]]:
+    """Well-known idle limits around the one measured, or the next ones above what is proven; those that fit first."""
+    if limit is None:
+        return []
+    found = limit["dead_by_seconds"] is not None
+    low = limit["proven_seconds"] / (_NEARBY if found else 1)
+    high = limit["dead_by_seconds"] * _NEARBY if found else math.inf
+    fits = {culprit["id"] for culprit in limit["likely"]}
+    by_value: dict[float, list[KnownLimit]] = {}
+    for each in known:
+        if each.limits == "idle" and each.default_seconds and low <= each.default_seconds <= high:
+            by_value.setdefault(each.default_seconds, []).append(each)
+    middle = limit["estimate_seconds"] or limit["dead_by_seconds"] or limit["proven_seconds"] or 1.0
+    nearest = sorted(by_value, key=lambda value: abs(math.log(value / middle)))[:_MOST_NEARBY]
+    rows = []
+    for value in sorted(nearest):
+        components = sorted(by_value[value], key=lambda each: each.id not in fits)
+        names = [f"{each.component}{' (fits)' if each.id in fits else ''}" for each in components[:_MOST_NAMES]]
+        more = len(components) - _MOST_NAMES
+        rows.append((f"{value:g} s", ", ".join(names) + (f", {more} more" if more > 0 else "")))
+    return rows
+
+
+def _grid(rows: Iterable[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for heading, text in rows:
+        grid.add_row(Text(heading), Text(text))
+    return grid
+
+
+def _socket_options(socket: Document) -> str:
+    values = {"TCP_USER_TIMEOUT": socket["user_timeout_ms"]}
+    if socket["keepalive"] is not None:
+        values |= {f"TCP_KEEP{name}": socket["keepalive"][key] for name, key in _KEEPALIVE.items()}
+    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
