@@ -77,7 +77,7 @@ def run(settings: Settings, *, goal: str, budget_seconds: float, dialect: str, a
             sys.stdout.buffer.write(_document(result, result.view, goal, dialect) + b"\n")
             sys.stdout.flush()
         else:
-            _tell(result, result.view, dialect, goal)
+            _tell(result, result.view, dialect)
     if complaint := _complaint(result, goal, budget_seconds):
         sys.stderr.write(complaint + "\n")
     return result.exit_status
@@ -240,20 +240,23 @@ def _document(result: Result, view: TargetView, goal: str, dialect: str) -> byte
     return documents.dumps(documents.recommendation(view) | {"measurement": measurement})
 
 
-def _tell(result: Result, view: TargetView, dialect: str, goal: str) -> None:
+def _tell(result: Result, view: TargetView, dialect: str) -> None:
     # What is printed last is what remains to be seen: so the snippet, which may be long, comes first.
     console = terminal.console(sys.stdout)
     console.print(_snippet(view.recommendation, dialect), soft_wrap=True)
-    console.print(
-        terminal.picture(
-            _summary(view),
-            _plain(documents.recommendation(view)),
-            _plain(FORMATS["sqlalchemy"].render(view.recommendation)),
-            _plain(list(result.observations)),
-            known_limits(),
-            ascii_only=console.options.ascii_only,
+    with console.capture() as captured:
+        console.print(
+            terminal.picture(
+                _summary(view),
+                _plain(documents.recommendation(view)),
+                _plain(FORMATS["sqlalchemy"].render(view.recommendation)),
+                _plain(list(result.observations)),
+                known_limits(),
+                ascii_only=console.options.ascii_only,
+            )
         )
-    )
+    # Tables pad their last column, which is of no use in a file.
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _complaint(result: Result, goal: str, budget_seconds: float) -> str | None:

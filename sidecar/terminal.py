@@ -179,7 +179,11 @@ def picture(
         notes.append(f"{untold} more {'rests say' if untold > 1 else 'rest says'} nothing: something else ended them.")
     nearby = _nearby(advice["idle_limit"], known)
     if nearby:
-        parts += [Text("Known limits nearby:"), Padding(_grid(nearby), (0, 0, 1, 2))]
+        found = advice["idle_limit"]["dead_by_seconds"] is not None
+        parts += [
+            Text("Known limits nearby:" if found else "The next known limits:"),
+            Padding(_grid(nearby), (0, 0, 1, 2)),
+        ]
     if notes:
         parts += [*map(Text, notes), Text()]
     lines = findings(advice, engine_arguments)
@@ -230,12 +234,11 @@ def _survival(tried: Sequence[Document], limit: Document | None, glyphs: _Glyphs
         lived = sum(each["outcome"] == "survived" for each in row)
         if not crossed and rests[0] > _up(proven):
             where = "not narrowed down yet" if estimate is None else seconds(estimate)
-            label = f"{glyphs.line * 3} idle limit {where} {glyphs.line * 3}"
-            table.add_row("", Text(label, style="bold"))
+            table.add_row("", glyphs.line * 8, Text(f"idle limit {where}", style="bold"))
             crossed = True
         marks = Text(_marks(glyphs.lived, lived), style="green")
         marks.append(_marks(glyphs.died, len(row) - lived), style="red")
-        note = "proven to live" if rests[0] <= proven < _up(rests[-1]) else ""
+        note = "proven to live" if rests[0] <= _up(proven) and proven <= rests[-1] else ""
         note = "dead by" if dead_by is not None and rests[0] <= dead_by <= _up(rests[-1]) else note
         table.add_row(_span(rests[0], rests[-1]), marks, Text(note, style="bold"))
     return table

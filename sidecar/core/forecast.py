@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 from sidecar.core.facts import Death
 from sidecar.core.recommendation import IdleLimit, Status
@@ -57,7 +58,10 @@ def forecast(
         return Forecast(seconds=max(0.0, *due), if_limit_seconds=None)
     dead_by = None if limit is None else limit.dead_by_seconds
     proven = 0.0 if limit is None else limit.proven_seconds
-    expected = dead_by or min((default for default in defaults if default > proven), default=None)
+    if dead_by is None:
+        expected = min((default for default in defaults if default > proven), default=None)
+    else:
+        expected = sqrt(proven * dead_by) or dead_by
     if expected is None or not due:
         return None
     shows = limit is not None and limit.death in (Death.CLOSED, Death.FATAL)
