@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-installed
 DEMO := $(VENV)/.demo-installed
 
-.PHONY: demo test lint format bench bench-discovery bench-failover requirements image help clean
+.PHONY: demo test lint format docs bench bench-discovery bench-failover requirements image help clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST) | column -t -s-
@@ -27,6 +27,10 @@ lint: $(DEV)  ## style, types, and the direction of imports
 format: $(DEV)  ## bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(DEV)  ## write the pages in docs/ that are made from the code
+	$(BIN)/python -m docs.generate
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/test_explain.py -k page
 
 bench: $(DEV)  ## start-up, memory, CPU and request rate of the running service
 	$(BIN)/python -m bench.service $(ARGS)

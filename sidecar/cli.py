@@ -300,13 +300,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[[argparse.Namespace], int], exits: str) -> argparse.ArgumentParser:
         about = (command.__doc__ or "").strip()
-        added = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        epilog = f"Exit status: {exits}."
+        added = commands.add_parser(name, help=about, description=about, epilog=epilog, allow_abbrev=False)
         added.set_defaults(command=command)
         return added
 
-    added = add("run", run)
+    added = add(
+        "run",
+        run,
+        "0 told to leave; 2 the settings cannot be used, or a port is taken; 130 interrupted",
+    )
     added.add_argument("--config", type=Path, metavar="FILE", help="YAML file; SIDECAR_CONFIG names it otherwise")
     # The destination is the key that the flag sets.
     added.add_argument(
@@ -319,7 +324,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--log-level", dest="log.level", metavar="LEVEL", help="debug, info, warning or error")
     added.add_argument("--log-format", dest="log.format", metavar="FORMAT", help="json or console")
 
-    added = add("demo", demo)
+    added = add(
+        "demo",
+        demo,
+        "0 with --once, when what was found is true (the limit within 5 %); 1 it is not; 2 the limit is too short, or a"
+        " package is missing; 130 interrupted, which is how it ends without --once",
+    )
     added.add_argument("--path", choices=DEMO_PATHS, default="silent", help="how connections die (default: silent)")
     added.add_argument(
         "--limit",
@@ -330,7 +340,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     added.add_argument("--once", action="store_true", help="exit at the end; 0 when the truth was found")
 
-    added = add("measure", measure)
+    added = add(
+        "measure",
+        measure,
+        "0 it is as sure as --for asks; 1 it is not within --budget, or the database cannot be reached; 2 bad usage;"
+        " 130 interrupted. What is proven by then is printed in any case",
+    )
     added.add_argument(
         "targets.default.url",
         metavar="URL",
@@ -362,12 +377,20 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print one document, as /recommendation, with `measurement` added"
     )
 
-    added = add("recommend", recommend)
+    added = add(
+        "recommend",
+        recommend,
+        "0 printed; 1 no sidecar answers, or it knows no such target or format; 2 bad usage",
+    )
     _add_from(added)
     added.add_argument("--target", metavar="T", help="for which target, where there are several")
     added.add_argument("--format", metavar="F", help="json (default), sqlalchemy, env, …")
 
-    added = add("wait", wait)
+    added = add(
+        "wait",
+        wait,
+        "0 it holds; 1 it does not within --timeout; 2 bad usage; 130 interrupted",
+    )
     _add_from(added)
     added.add_argument(
         "--timeout", type=_duration("0s", "1d"), default=60.0, metavar="D", help="give up after (default: 60s)"
@@ -380,21 +403,29 @@ def _parser() -> argparse.ArgumentParser:
         help="until what holds, for every target (default: ready)",
     )
 
-    added = add("shutdown", shutdown)
+    added = add(
+        "shutdown",
+        shutdown,
+        "0 it has left; 1 nobody answers, or it is still there after --timeout; 2 bad usage",
+    )
     _add_from(added, "the admin address")
     added.add_argument(
         "--timeout", type=_duration("0s", "1d"), default=10.0, metavar="D", help="give up after (default: 10s)"
     )
 
-    added = add("explain", explain)
+    added = add("explain", explain, "0 recognised; 1 nothing known in the text; 2 bad usage")
     added.add_argument("text", metavar="TEXT", help="the message or traceback, in quotes; - reads standard input")
 
-    added = add("check-config", check_config)
+    added = add(
+        "check-config",
+        check_config,
+        "0 they can be used; 2 they cannot, with one line for each fault",
+    )
     added.add_argument(
         "file", nargs="?", type=Path, metavar="FILE", help="YAML file; SIDECAR_CONFIG names it otherwise"
     )
 
-    add("openapi", openapi)
+    add("openapi", openapi, "0 printed")
     return parser
 
 
