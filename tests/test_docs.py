@@ -102,10 +102,10 @@ def test_commands_and_flags_exist(page: Path) -> None:
 
 def commands_in(text: str) -> Iterator[tuple[str, str]]:
     """What is written as to be typed: `sidecar …` in backticks, and on lines of a console."""
-    for command, rest in re.findall(r"`sidecar ([a-z-]+)([^`]*)`", text):
+    for command, rest in re.findall(r"`sidecar ([a-z][a-z-]*)([^`]*)`", text):
         yield command, rest
     for line in re.findall(r"^\$ (.*)$", text, re.MULTILINE):
-        for command, rest in re.findall(r"\bsidecar ([a-z-]+)([^|#;&]*)", line):
+        for command, rest in re.findall(r"\bsidecar ([a-z][a-z-]*)([^|#;&]*)", line):
             yield command, rest
 
 

@@ -69,7 +69,7 @@ def test_switched_off_it_leaves_no_trace(example: Path) -> None:
     manifests = render(values_of(EXAMPLE_SAMPLES["without"]), example)
     pod = pod_of(one(manifests, "Deployment"))
     assert list(containers(pod)) == ["application"]
-    assert environment(containers(pod)["application"])["SIDECAR_URL"] == ""
+    assert environment(containers(pod)["application"])["HEALTH_URL"] == ""
     assert "connection-health" not in json.dumps([volume["name"] for volume in pod["volumes"]])
 
 
@@ -135,7 +135,7 @@ async def pod(make_server: Callable[..., PostgresServer], tmp_path: Path) -> Asy
             | {
                 "DATABASE_URL": url.replace("postgresql://", "postgresql+asyncpg://"),
                 "PASSWORD_FILE": str(password_file),
-                "SIDECAR_URL": base,
+                "HEALTH_URL": base,
                 "ADMIN_URL": f"http://{HOST}:{admin_port}",
             },
         )
@@ -184,7 +184,7 @@ async def test_a_job_with_a_plain_sidecar_ends(pod: Pod) -> None:
 async def test_without_a_sidecar_the_application_is_cautious(postgres: PostgresServer) -> None:
     url = postgres.url().replace("postgresql://", "postgresql+asyncpg://")
     nobody = f"http://{HOST}:{free_port()}"
-    report = await application("report", os.environ | {"DATABASE_URL": url, "SIDECAR_URL": nobody})
+    report = await application("report", os.environ | {"DATABASE_URL": url, "HEALTH_URL": nobody})
     output, errors = await report.communicate()
     assert report.returncode == 0, errors.decode()
     assert b"no advice from" in errors

@@ -1,7 +1,7 @@
 """An example application: asks the sidecar beside it how to pool, and pools so.
 
 `app.py serve` answers requests, `app.py report` does one piece of work and ends. Environment: DATABASE_URL,
-PASSWORD_FILE, SIDECAR_URL (none where no sidecar is) and QUIT_URL (where the sidecar must be told to leave).
+PASSWORD_FILE, HEALTH_URL (none where no sidecar is) and QUIT_URL (where the sidecar must be told to leave).
 """
 
 import asyncio
@@ -24,7 +24,7 @@ CAUTIOUS = {"pool_recycle": 60, "pool_pre_ping": True}
 
 def advice() -> dict:
     """Keyword arguments for create_async_engine. Nobody to ask is no reason not to start."""
-    base = os.environ.get("SIDECAR_URL")
+    base = os.environ.get("HEALTH_URL")
     if not base:
         return CAUTIOUS
     try:

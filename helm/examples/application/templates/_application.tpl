@@ -11,7 +11,7 @@ env:
   - name: PASSWORD_FILE
     value: /var/run/secrets/database/password
   # Empty where the sidecar is switched off.
-  - name: SIDECAR_URL
+  - name: HEALTH_URL
     value: {{ include "connection-health-sidecar.url" . | quote }}
   {{- if and (eq $argument "report") (include "connection-health-sidecar.containers" .) }}
   - name: QUIT_URL
