@@ -16,7 +16,7 @@ from sidecar.core.commands import Budget
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.facts import Cause, Disturbed
 from sidecar.core.idle import IdleMachine, IdleStatus, Stage
-from sidecar.core.latency import PingCost, PingLedger
+from sidecar.core.latency import PingCost, PingLedger, Spread
 from sidecar.core.outages import found_over, over
 from sidecar.core.readiness import readiness
 from sidecar.core.recommendation import Recommendation
@@ -35,6 +35,7 @@ from sidecar.settings import Settings
 log = logging.getLogger("sidecar.target")
 
 VIEW_SECONDS = 0.2  # a view may be this old: probes and dashboards ask more often than anything changes
+CHECKOUTS_SECONDS = 10.0  # between two looks at how long checkouts take
 PING_COST_SECONDS = 60.0  # between two looks at what a ping costs: its last digit is no news
 TRIAL_LOOK_SECONDS = 1.0
 REMEMBERED = 10_000  # observations and outages kept in memory, each
@@ -77,6 +78,8 @@ class Target:
         self._ledger = PingLedger()
         self._ping: PingCost | None = None
         self._ping_looked_at = 0.0
+        self._checkouts: tuple[Spread | None, Spread | None] = (None, None)  # without and with a ping
+        self._checkouts_looked_at = 0.0
         self._measuring_since: float | None = None
         endpoint = Endpoint(self._target)
         idle = self._target.idle
@@ -211,6 +214,7 @@ class Target:
             case CheckedOut():
                 self._metrics.checkout(self.name, fact.seconds, pre_ping=fact.pre_ping)
                 if not fact.connected:
+                    self._ledger.add_checkout(fact.seconds, pre_ping=fact.pre_ping)
                     self._ledger.add_turn(fact.seconds + fact.use_seconds, pre_ping=fact.pre_ping)
             case PrePinged(ok=True):
                 self._metrics.pre_ping(self.name, fact.seconds)
@@ -278,6 +282,9 @@ class Target:
 
     def _look(self) -> TargetView:
         idle, status = self._idle(), self._watch.status
+        if (now := self._loop.time()) - self._checkouts_looked_at >= CHECKOUTS_SECONDS:
+            self._checkouts = self._ledger.checkouts(pre_ping=False), self._ledger.checkouts(pre_ping=True)
+            self._checkouts_looked_at = now
         return TargetView(
             name=self.name,
             database=self._target.display,
@@ -291,6 +298,8 @@ class Target:
             elapsed_seconds=0.0 if self._measuring_since is None else self._loop.time() - self._measuring_since,
             probes=idle.probes,
             connections=self._connections(),
+            checkout=self._checkouts[0],
+            checkout_with_ping=self._checkouts[1],
         )
 
     def _readiness(self) -> Readiness:

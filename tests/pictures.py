@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sidecar.core.evidence import Interval, Observation, Outage, Spell
 from sidecar.core.facts import Death, Identity
 from sidecar.core.journal import Journal
+from sidecar.core.latency import Spread
 from sidecar.core.recommendation import (
     FailoverFigures,
     IdleLimit,
@@ -85,6 +86,8 @@ def target(name: str = "default", *, advice: Recommendation | None = None, ready
         elapsed_seconds=12.5,
         probes=(ProbeView(connection=1, arm="sentinel", state="resting", idle_seconds=12.0, until_seconds=None),),
         connections={("pool", "idle"): 2, ("probe", "resting"): 1},
+        checkout=Spread(count=7, p50_seconds=0.00006, p99_seconds=None, max_seconds=0.0002),
+        checkout_with_ping=None,
     )
 
 

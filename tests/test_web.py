@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -16,9 +17,10 @@ import pytest
 from pictures import Picture, measuring, observation, outage, target, verified
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from sidecar.catalogue import known_limits
 from sidecar.core.evidence import Observation
 from sidecar.core.views import TargetView
-from sidecar.web.routes import ADMIN, FORMATS, PUBLIC
+from sidecar.web.routes import ADMIN, ASSETS, FORMATS, PUBLIC
 from sidecar.web.server import HttpServer
 
 PROBLEM_JSON = "application/problem+json"
@@ -118,7 +120,7 @@ async def test_headers_of_every_answer(client: aiohttp.ClientSession, path: str)
     async with client.get(path) as response:
         assert response.headers["Server"] == "connection-health-sidecar"
         assert response.headers["X-Content-Type-Options"] == "nosniff"
-        assert response.headers["Cache-Control"] == "no-cache"
+        assert response.headers["Cache-Control"] == ("no-cache" if "ETag" in response.headers else "no-store")
 
 
 @pytest.mark.parametrize("path", [route.path for route in PUBLIC])
@@ -145,8 +147,72 @@ async def test_unknown_path_says_what_there_is(client: aiohttp.ClientSession) ->
     assert "/recommendation" in problem["available"]
 
 
-async def test_index_lists_the_routes(client: aiohttp.ClientSession) -> None:
-    assert set((await fetch(client, "/"))["routes"]) == {route.path for route in PUBLIC}
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    ("accept", "json_wanted"),
+    [
+        (BROWSER, False),
+        ("*/*", False),
+        ("", False),
+        ("text/plain", False),
+        ("application/json", True),
+        ("Application/JSON, text/plain, */*", True),
+        ("application/json, text/html", False),
+        ("application/json, text/html;q=0.9", True),
+        ("application/json;q=0.5, text/html", False),
+        ("application/json;q=0", False),
+        ("application/json;q=x", False),
+    ],
+)
+async def test_the_page_by_default_and_an_index_to_who_asks_for_json(
+    client: aiohttp.ClientSession, accept: str, json_wanted: bool
+) -> None:
+    async with client.get("/", headers={"Accept": accept}) as response:
+        assert response.content_type == ("application/json" if json_wanted else "text/html")
+        assert response.headers["Vary"] == "Accept"
+
+
+async def test_index_lists_routes_and_formats(client: aiohttp.ClientSession) -> None:
+    index = await fetch(client, "/", headers={"Accept": "application/json"})
+    assert set(index["routes"]) == {route.path for route in PUBLIC}
+    assert index["formats"] == list(FORMATS)
+
+
+async def test_the_page_may_load_nothing_from_elsewhere(client: aiohttp.ClientSession) -> None:
+    async with client.get("/") as response:
+        html, headers = await response.text(), response.headers
+    policy = dict(directive.split(" ", 1) for directive in headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert {policy[kind] for kind in ("script-src", "style-src", "img-src", "connect-src")} == {"'self'"}
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert not re.search(r"<style|style=|<script(?! type=\"module\" src=)|\son\w+=|//", html), "inline or outside"
+
+
+async def test_the_page_is_small_and_each_part_of_it_is_held_until_it_changes(client: aiohttp.ClientSession) -> None:
+    size = 0
+    async with client.get("/") as response:
+        size += len(await response.read())
+        addresses = re.findall(r'(?:src|href)="(assets/[^"]+)"', await response.text())
+    assert {f"/{address}" for address in addresses} < {asset.path for asset in ASSETS}
+    for asset in ASSETS:
+        async with client.get(asset.path) as response:
+            assert response.status == 200
+            size += len(await response.read())
+            addresses = set(re.findall(r"\w+://[^\"']+", await response.text()))
+            assert addresses <= {"http://www.w3.org/2000/svg"}  # the name of a language, never asked for
+        async with client.get(asset.path, headers={"If-None-Match": response.headers["ETag"]}) as again:
+            assert again.status == 304
+    assert size < 80_000
+
+
+async def test_known_limits_are_those_of_the_catalogue(client: aiohttp.ClientSession) -> None:
+    shown = (await fetch(client, "/known-limits"))["limits"]
+    assert [limit["id"] for limit in shown] == [limit.id for limit in known_limits()]
+    assert next(limit for limit in shown if limit["id"] == "natgw")["default_seconds"] == 350
 
 
 # --- health -----------------------------------------------------------------------------------------------------------

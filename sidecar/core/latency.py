@@ -44,12 +44,23 @@ class PingCost:
     pings: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """How long the latest of something took."""
+
+    count: int
+    p50_seconds: float
+    p99_seconds: float | None  # from 100 on
+    max_seconds: float
+
+
 class PingLedger:
-    """The latest pings and turns of one target."""
+    """The latest pings, checkouts and turns of one target."""
 
     def __init__(self) -> None:
         self._pings: deque[float] = deque(maxlen=_WINDOW)
         self._turns: dict[bool, deque[float]] = {True: deque(maxlen=_WINDOW), False: deque(maxlen=_WINDOW)}
+        self._checkouts: dict[bool, deque[float]] = {True: deque(maxlen=_WINDOW), False: deque(maxlen=_WINDOW)}
 
     def add_ping(self, seconds: float) -> None:
         """A ping that was answered."""
@@ -58,6 +69,22 @@ class PingLedger:
     def add_turn(self, seconds: float, *, pre_ping: bool) -> None:
         """A whole turn on a connection that was open before it: connecting would drown the ping."""
         self._turns[pre_ping].append(seconds)
+
+    def add_checkout(self, seconds: float, *, pre_ping: bool) -> None:
+        """Only the part of a turn that waits for the connection."""
+        self._checkouts[pre_ping].append(seconds)
+
+    def checkouts(self, *, pre_ping: bool) -> Spread | None:
+        """How long checkouts with or without a ping took; None before the first."""
+        ordered = sorted(self._checkouts[pre_ping])
+        if not ordered:
+            return None
+        return Spread(
+            count=len(ordered),
+            p50_seconds=quantile(ordered, 0.5),
+            p99_seconds=quantile(ordered, 0.99) if len(ordered) >= 100 else None,
+            max_seconds=ordered[-1],
+        )
 
     def cost(self) -> PingCost | None:
         """The cost as the window shows it; None before the first ping."""

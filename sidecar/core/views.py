@@ -8,6 +8,7 @@ from typing import Protocol
 
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.journal import Journal
+from sidecar.core.latency import Spread
 from sidecar.core.recommendation import Recommendation
 
 
@@ -47,6 +48,8 @@ class TargetView:
     elapsed_seconds: float
     probes: tuple[ProbeView, ...]
     connections: Mapping[tuple[str, str], int]  # (role, state) -> count
+    checkout: Spread | None  # of the held pool: without a pre-ping
+    checkout_with_ping: Spread | None
 
 
 class Source(Protocol):

@@ -14,7 +14,9 @@ from typing import Any, get_type_hints
 
 import orjson
 
+from sidecar.core.attribution import KnownLimit
 from sidecar.core.evidence import Observation, Outage, Spell
+from sidecar.core.latency import Spread
 from sidecar.core.recommendation import IdleLimit, PoolSettings, Recommendation, Status
 from sidecar.core.views import ProbeView, Readiness, Source, TargetView
 
@@ -29,6 +31,7 @@ class Index:
     service: str
     version: str
     routes: Mapping[str, str]  # path -> what it answers
+    formats: tuple[str, ...]  # of /recommendation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,32 @@ class ConnectionCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """How long the latest of something took. The 99th percentile is null below a hundred of them."""
+
+    count: int
+    p50_ms: float
+    p99_ms: float | None
+    max_ms: float
+
+    @classmethod
+    def of(cls, spread: Spread | None) -> Latency | None:
+        if spread is None:
+            return None
+        p99 = spread.p99_seconds
+        return cls(
+            count=spread.count,
+            p50_ms=_ms(spread.p50_seconds),
+            p99_ms=None if p99 is None else _ms(p99),
+            max_ms=_ms(spread.max_seconds),
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSummary:
     """One target in short."""
 
@@ -80,6 +109,8 @@ class TargetSummary:
     elapsed_seconds: float
     probes: tuple[ProbeView, ...]
     connections: tuple[ConnectionCount, ...]
+    checkout: Latency | None  # from the held pool, on connections open before: without a pre-ping
+    checkout_with_ping: Latency | None
 
     @classmethod
     def of(cls, view: TargetView) -> TargetSummary:
@@ -101,6 +132,8 @@ class TargetSummary:
                 ConnectionCount(role=role, state=state, count=count)
                 for (role, state), count in view.connections.items()
             ),
+            checkout=Latency.of(view.checkout),
+            checkout_with_ping=Latency.of(view.checkout_with_ping),
         )
 
 
@@ -143,6 +176,13 @@ class Outages:
     target: str
     outages: tuple[Outage, ...]
     next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownLimits:
+    """The catalogue of known limits, with which a measured one is compared."""
+
+    limits: tuple[KnownLimit, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -187,6 +187,7 @@ def _standing(view: TargetView) -> object:
     return (
         *(advice.status, advice.settings, advice.idle_limit),
         *(view.readiness, view.reachable, view.stage, view.suspect, view.regime, probes),
+        *(view.checkout, view.checkout_with_ping),
     )
 
 

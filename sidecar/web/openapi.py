@@ -139,7 +139,7 @@ _EVENTS: Json = {
 }
 
 _CONTENT: Mapping[str, Mapping[str, Any]] = {
-    "/": {JSON: documents.Index},
+    "/": {"text/html": _TEXT, JSON: documents.Index},
     "/health": {JSON: documents.Health},
     "/readyz": {JSON: documents.Health},
     "/livez": {JSON: documents.Liveness},
@@ -149,6 +149,7 @@ _CONTENT: Mapping[str, Mapping[str, Any]] = {
     "/evidence": {JSON: documents.Evidence},
     "/outages": {JSON: documents.Outages},
     "/events": {EVENT_STREAM: _EVENTS},
+    "/known-limits": {JSON: documents.KnownLimits},
     "/metrics": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
     "/openapi.json": {JSON: {"type": "object"}},
     "/quitquitquit": {JSON: documents.Leaving},
@@ -228,7 +229,7 @@ def _operation(route: Route, schemas: _Schemas) -> Json:
         held = {"description": "Tags of the bodies held.", "schema": _TEXT}
         parameters.append({"name": "If-None-Match", "in": "header", **held})
     return {
-        "operationId": route.path.strip("/").replace(".", "_") or "index",
+        "operationId": route.path.strip("/").replace(".", "_").replace("-", "_") or "index",
         "summary": route.summary,
         "parameters": parameters,
         "responses": responses,

@@ -6,17 +6,18 @@ Handlers are plain functions, not coroutines: they cannot wait for anything, lea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from itertools import islice
 from typing import Protocol, TypeVar
 from urllib.parse import urlencode
 
 from sidecar import __version__
+from sidecar.catalogue import known_limits
 from sidecar.core import render
 from sidecar.core.recommendation import Recommendation
 from sidecar.core.views import Source, TargetView
-from sidecar.web import documents
+from sidecar.web import documents, page
 from sidecar.web.answers import EVENT_STREAM, Answer, Problem, Stream
 from sidecar.web.documents import dumps
 from sidecar.web.events import Feed
@@ -34,6 +35,7 @@ RenderMetrics = Callable[[str], tuple[bytes, str]]
 class Ask:
     """A request, as far as a handler may look at it. Only declared query parameters are in `query`, each once."""
 
+    path: str
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,8 +71,17 @@ class Handlers:
         self.feed = Feed(source)
 
     def index(self, ask: Ask) -> Answer:
+        """The page for people, or for a program that asks for JSON an index."""
+        headers = {"Vary": "Accept"}
+        if not _prefers_json(ask.headers.get("Accept", "")):
+            return replace(page.asset("index.html"), headers={**page.HEADERS, **headers})
         routes = {route.path: route.summary for route in PUBLIC}
-        return Answer.tagged(dumps(documents.Index(service=SERVICE, version=__version__, routes=routes)))
+        index = documents.Index(service=SERVICE, version=__version__, routes=routes, formats=FORMATS)
+        return Answer.tagged(dumps(index), headers=headers)
+
+    def asset(self, ask: Ask) -> Answer:
+        """A part of the page."""
+        return page.asset(ask.path.rpartition("/")[2])
 
     def health(self, ask: Ask) -> Answer:
         targets = {name: view.readiness for name, view in self._source.targets().items()}
@@ -149,8 +160,11 @@ class Handlers:
         return Stream(
             open=lambda: self.feed.read(ask.headers.get("Last-Event-ID"), target),
             content_type=EVENT_STREAM,
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},  # the latter for nginx
+            headers={"X-Accel-Buffering": "no"},  # or nginx would hold it back
         )
+
+    def known_limits(self, ask: Ask) -> Answer:
+        return Answer.tagged(dumps(documents.KnownLimits(limits=known_limits())))
 
     def metrics(self, ask: Ask) -> Answer:
         body, content_type = self._render_metrics(ask.headers.get("Accept", ""))
@@ -244,6 +258,23 @@ def _limit(ask: Ask) -> int:
     )
 
 
+def _prefers_json(accept: str) -> bool:
+    """Whether JSON is named, and a page less or not at all. Who takes anything (`*/*`) gets the page."""
+    weights = {"application/json": 0.0, "text/html": 0.0}
+    for part in accept.lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        if kind in weights:
+            weights[kind] = next((_weight(each) for each in parameters if each.startswith("q=")), 1.0)
+    return weights["application/json"] > weights["text/html"]
+
+
+def _weight(parameter: str) -> float:
+    try:
+        return float(parameter.removeprefix("q="))
+    except ValueError:
+        return 0.0
+
+
 def _refuse_browsers(ask: Ask) -> None:
     """Loopback keeps other machines out, not the pages in a browser on this one; those send an Origin."""
     if "Origin" in ask.headers:
@@ -251,7 +282,7 @@ def _refuse_browsers(ask: Ask) -> None:
 
 
 PUBLIC: tuple[Route, ...] = (
-    Route("/", "what is served here", Handlers.index),
+    Route("/", "one page for people; an index to a program that asks for JSON", Handlers.index),
     Route("/health", "readiness, with the reason per target", Handlers.health),
     Route("/readyz", "the same as /health", Handlers.health),
     Route("/livez", "whether every supervised task is alive; never depends on a database", Handlers.livez),
@@ -266,9 +297,15 @@ PUBLIC: tuple[Route, ...] = (
     ),
     Route("/outages", "what happened to the database, newest first", Handlers.outages, ("target", "limit", "before")),
     Route("/events", "the same live, as server-sent events", Handlers.events, ("target",)),
+    Route("/known-limits", "known limits with which the measured one is compared", Handlers.known_limits),
     Route("/metrics", "metrics for Prometheus, as text or OpenMetrics", Handlers.metrics),
     Route("/openapi.json", "this interface, as an OpenAPI 3.1 document", Handlers.openapi),
 )
+ASSETS: tuple[Route, ...] = tuple(
+    Route(f"/assets/{name}", "a part of the page", Handlers.asset) for name in page.ASSETS
+)
+"""Served beside `PUBLIC`; no interface, they come and go with the page."""
+
 ADMIN: tuple[Route, ...] = (
     Route("/quitquitquit", "leave cleanly, as on SIGTERM", Handlers.quit, method="POST"),
     Route("/measure", "measure a target afresh", Handlers.measure, ("target",), method="POST"),

@@ -23,7 +23,7 @@ from aiohttp.web_server import Server
 
 from sidecar.core.views import Source
 from sidecar.web.answers import Answer, Problem, Stream
-from sidecar.web.routes import ADMIN, PUBLIC, SERVICE, Ask, Handlers, RenderMetrics, Route
+from sidecar.web.routes import ADMIN, ASSETS, PUBLIC, SERVICE, Ask, Handlers, RenderMetrics, Route
 
 log = logging.getLogger("sidecar.web")
 
@@ -50,7 +50,7 @@ class HttpServer:
 
     def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
         self._handlers = Handlers(source, render_metrics)
-        self._public = _Listener("http.port", _Dispatcher(self._handlers, PUBLIC))
+        self._public = _Listener("http.port", _Dispatcher(self._handlers, (*PUBLIC, *ASSETS)))
         self._admin = _Listener("http.admin_port", _Dispatcher(self._handlers, ADMIN))
 
     @property
@@ -80,6 +80,7 @@ class _Dispatcher:
     def __init__(self, handlers: Handlers, routes: tuple[Route, ...]) -> None:
         self._handlers = handlers
         self._routes = {route.path: route for route in routes}
+        self._shown = tuple(route.path for route in routes if route not in ASSETS)
 
     async def __call__(self, request: BaseRequest) -> StreamResponse:
         try:
@@ -97,7 +98,7 @@ class _Dispatcher:
     def _answer(self, request: BaseRequest) -> Answer | Stream:
         route = self._routes.get(request.path)
         if route is None:
-            raise Problem(HTTPStatus.NOT_FOUND, "There is no such path here", available=tuple(self._routes))
+            raise Problem(HTTPStatus.NOT_FOUND, "There is no such path here", available=self._shown)
         # GET and HEAD alike: of the answer to HEAD, aiohttp sends the headers only
         if request.method != route.method and (request.method, route.method) != ("HEAD", "GET"):
             raise Problem(
@@ -107,7 +108,9 @@ class _Dispatcher:
             )
         if (request.content_length or 0) > BODY_MAX_BYTES:
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "No route here reads a body")
-        return route.handler(self._handlers, Ask(query=_query(request, route), headers=request.headers))
+        return route.handler(
+            self._handlers, Ask(path=route.path, query=_query(request, route), headers=request.headers)
+        )
 
 
 def _query(request: BaseRequest, route: Route) -> Mapping[str, str]:
@@ -129,7 +132,13 @@ def _query(request: BaseRequest, route: Route) -> Mapping[str, str]:
 
 
 def _headers(answer: Answer | Stream) -> dict[str, str]:
-    return {"Server": SERVICE, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache", **answer.headers}
+    tagged = isinstance(answer, Answer) and answer.etag is not None
+    return {
+        "Server": SERVICE,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache" if tagged else "no-store",  # revalidate what has a tag, hold nothing else
+        **answer.headers,
+    }
 
 
 async def _stream(request: BaseRequest, stream: Stream) -> StreamResponse:
