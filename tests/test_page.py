@@ -1,0 +1,281 @@
+"""The page in a real browser: headless Chromium, against the running service on a faulty path, and against rich data.
+
+Screenshots of both themes, wide and narrow, are left in `build/page/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from pictures import Picture, measuring, observation, outage, target, verified
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from sidecar.core.evidence import Interval, Outage, Spell
+from sidecar.demo.path import FaultyPath
+from sidecar.demo.server import PostgresServer
+from sidecar.demo.service import Service, run_service
+from sidecar.web.routes import FORMATS
+from sidecar.web.server import HttpServer
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+SCREENSHOTS = Path(__file__).parent.parent / "build" / "page"
+# What keeps Chromium from calling home, which would only show as failed requests here.
+FLAGS = (
+    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    *(("--no-sandbox",) if os.geteuid() == 0 else ()),  # its sandbox does not work for root
+)
+AXE = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
+PATIENCE_MS = 20_000
+LIMIT_SECONDS = 3.0
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
+    pytest.mark.timeout(180),
+]
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS])
+        yield browser
+        await browser.close()
+
+
+class Watched:
+    """A page, and everything about it that must not happen."""
+
+    def __init__(self, page: Page, base: str) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on(
+            "request", lambda request: None if request.url.startswith(base) else self.complaints.append(request.url)
+        )
+        page.set_default_timeout(PATIENCE_MS)
+
+
+Open = Callable[..., Awaitable[Watched]]
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Open:
+    async def begin(base: str, *, width: int = 1280, theme: str = "light", script: str = "") -> Watched:
+        context = await browser.new_context(
+            viewport={"width": width, "height": 800},
+            color_scheme=theme,
+            permissions=["clipboard-read", "clipboard-write"],
+        )
+        if script:
+            await context.add_init_script(script)
+        watched = Watched(await context.new_page(), base)
+        await watched.page.goto(base)
+        await watched.page.locator("article dd.recycle").first.wait_for()
+        return watched
+
+    return begin
+
+
+async def until_it_answers(service: Service) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            if await service.ask("/livez") is not None:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def fetched(address: str) -> str:
+    return await asyncio.to_thread(lambda: urlopen(address).read().decode())
+
+
+# --- the running service ----------------------------------------------------------------------------------------------
+
+
+async def test_it_follows_the_running_service(
+    make_server: Callable[..., PostgresServer], make_path: Callable[..., Awaitable[FaultyPath]], open_page: Open
+) -> None:
+    server = make_server()
+    path = await make_path(server, "silent", idle_limit=LIMIT_SECONDS)
+    settings = {
+        "TARGET_URL": server.url(port=path.port, scheme="postgresql+asyncpg"),
+        "TARGETS__DEFAULT__IDLE__FLOOR": "500ms",
+        "TARGETS__DEFAULT__IDLE__DEADLINE": "1s",
+        "TARGETS__DEFAULT__HEARTBEAT__EVERY": "200ms",
+        "TARGETS__DEFAULT__APPLICATION__POOL_RECYCLE": "-1",
+        "TARGETS__DEFAULT__APPLICATION__POOL_PRE_PING": "false",
+    }
+    with run_service(settings) as service:
+        await until_it_answers(service)
+        watched = await open_page(service.address)
+        page = watched.page
+        await expect(page.locator("#live-text")).to_have_text("Live")
+        await expect(page.locator(".status [aria-current=step]")).to_have_text("measuring")
+        await page.evaluate("window.notReloaded = true")
+
+        # The limit, when it is found, and what follows from it.
+        await expect(page.locator(".headline")).to_contain_text("Idle connections die after", timeout=60_000)
+        await expect(page.locator(".status [aria-current=step]")).not_to_have_text("measuring")
+        advice = json.loads(await fetched(f"{service.address}/recommendation"))
+        assert 0.9 * LIMIT_SECONDS < advice["idle_limit"]["estimate_seconds"] < 1.2 * LIMIT_SECONDS
+        await expect(page.locator("dd.recycle")).to_contain_text("1 s")
+        await expect(page.locator(".verdict")).to_contain_text("Exposed")
+        await expect(page.locator(".warning").first).to_contain_text("Pre-ping alone does not protect")
+        await expect(page.locator(".mark.dead")).to_contain_text("dead by")
+        assert await page.locator(".lane.died .rests").get_attribute("d")
+
+        await assert_every_button_copies(page, service.address)
+        await assert_an_outage_shows_within_two_seconds(page, path)
+        assert await page.evaluate("window.notReloaded")
+        assert not watched.complaints
+
+        service_gone_at = time.monotonic()
+    await expect(page.locator("#stale")).to_contain_text("Not live since")
+    await expect(page.locator("#live-text")).to_have_text("Not live")
+    assert time.monotonic() - service_gone_at < 60
+    await expect(page.locator("dd.recycle")).to_be_visible()  # what was known stays, and says how old it is
+
+
+async def assert_every_button_copies(page: Page, base: str) -> None:
+    buttons = page.locator("button[data-format]")
+    assert [await button.get_attribute("data-format") for button in await buttons.all()] == list(FORMATS)
+    for name in FORMATS:
+        for _ in range(5):  # the advice may change between the two looks at it
+            await page.locator(f"button[data-format='{name}']").click()
+            await expect(page.locator(f"button[data-format='{name}']")).to_have_attribute("data-done", "copied")
+            copied = await page.evaluate("navigator.clipboard.readText()")
+            if copied == await fetched(f"{base}/recommendation?target=default&format={name}"):
+                break
+        else:
+            raise AssertionError(f"{name}: copied was {copied!r}")
+        assert copied == await page.locator("pre").text_content()
+
+
+async def assert_an_outage_shows_within_two_seconds(page: Page, path: FaultyPath) -> None:
+    """The best of three, since whatever else this machine does is not the page's fault."""
+    took = []
+    for outages in (1, 2, 3):
+        before = await page.locator(".outages li").count()
+        assert before == outages - 1
+        began = time.monotonic()
+        path.refuse()
+        path.reset_all()
+        await expect(page.locator(".outages .badge")).to_have_text("going on")
+        took.append(time.monotonic() - began)
+        await path.accept()
+        await expect(page.locator(".outages .badge")).to_have_count(0)
+        if took[-1] < 2.0:
+            return
+    raise AssertionError(f"an outage showed after {took} s")
+
+
+# --- everything there is to show --------------------------------------------------------------------------------------
+
+
+def rich() -> Picture:
+    at = time.time()
+    lasting = Outage(
+        id="now", target="orders", kind="role_flip", write=Spell(began=Interval(after=at - 9, until=at - 8))
+    )
+    return Picture(
+        views={
+            "default": target(advice=measuring(), ready=False),
+            "orders": target("orders", advice=verified("orders")),
+        },
+        store_warning="the disk is full",
+        seen={"orders": [observation(serial, name="orders") for serial in range(1, 400)]},
+        disturbed={"orders": [*(outage(serial * 9000, name="orders") for serial in range(12)), lasting]},
+    )
+
+
+@pytest.fixture
+async def base() -> AsyncIterator[str]:
+    server = HttpServer(rich(), lambda accept: (b"", "text/plain"))
+    await server.start("127.0.0.1", 0, 0)
+    yield f"http://127.0.0.1:{server.port}"
+    await server.stop(1.0)
+
+
+async def test_it_serves_everybody_in_both_themes_wide_and_narrow(base: str, open_page: Open) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    grounds = set()
+    for theme in ("light", "dark"):
+        for width in (1280, 360):
+            watched = await open_page(base, width=width, theme=theme)
+            page = watched.page
+            await expect(page.locator("article")).to_have_count(2)
+            await expect(page.locator(".picture .rests").first).to_be_attached()
+            await page.locator("#target-orders details summary").click()
+            await expect(page.locator("#target-orders tbody tr")).to_have_count(100)
+            await page.screenshot(path=SCREENSHOTS / f"{theme}-{width}.png", full_page=True)
+            assert await page.evaluate("document.documentElement.scrollWidth") == width, "scrolls sideways"
+            if (theme, width) in (("light", 1280), ("dark", 360)):  # seven seconds each
+                assert await serious_violations(page) == []
+            grounds.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            assert not watched.complaints
+            await page.context.close()
+    assert len(grounds) == 2
+
+
+async def serious_violations(page: Page) -> list[str]:
+    """What axe-core finds, minor things aside."""
+    await page.evaluate(AXE)
+    found: list[dict[str, Any]] = (await page.evaluate("axe.run()"))["violations"]
+    return [
+        f"{violation['id']}: {node['html'][:200]}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+
+
+async def test_a_keyboard_is_enough(base: str, open_page: Open) -> None:
+    page = (await open_page(base)).page
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.className") == "skip"
+    reached = set()
+    for _ in range(80):
+        await page.keyboard.press("Tab")
+        reached.add(await page.evaluate("document.activeElement.dataset.format ?? document.activeElement.tagName"))
+    assert {*FORMATS, "SUMMARY", "PRE", "A"} <= reached
+    button = page.locator("#target-orders button[data-format=hikaricp]")
+    await button.focus()
+    await page.keyboard.press("Enter")
+    await expect(button).to_have_attribute("aria-pressed", "true")
+    await expect(page.locator("#said")).to_have_text("HikariCP: copied")  # said to a screen reader
+    await expect(button).to_be_focused()  # though the page has been brought up to date meanwhile
+
+
+async def test_without_a_clipboard_the_text_is_selected(base: str, open_page: Open) -> None:
+    """As over plain HTTP from another machine. The old way needs no permission."""
+    page = (await open_page(base, script="Object.defineProperty(navigator, 'clipboard', {value: undefined})")).page
+    await page.locator("#target-orders button[data-format=env]").click()
+    await expect(page.locator("#said")).to_have_text("Environment: copied")
+    shown = await page.locator("#target-orders pre").text_content()
+    assert (await page.evaluate("getSelection().toString()")).strip() == shown.strip()
+
+
+async def test_the_browser_holds_the_page_to_its_policy(base: str, open_page: Open) -> None:
+    watched = await open_page(base)
+    ran = await watched.page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            try { script.textContent = "window.ran = true"; document.body.append(script); } catch { }
+            const style = document.createElement("div");
+            style.setAttribute("style", "color: red");
+            return [window.ran ?? false, style.style.color];
+        }"""
+    )
+    assert ran == [False, ""]
+    assert any("Content Security Policy" in complaint for complaint in watched.complaints)
