@@ -183,6 +183,9 @@ class Service:
     def measure_afresh(self, target: str) -> None:
         self._targets[target].measure_afresh()
 
+    def try_again(self, target: str) -> None:
+        self._targets[target].try_again()
+
     def quit(self) -> None:
         self._leaving.set()
 

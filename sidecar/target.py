@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 from sidecar.catalogue import known_limits
 from sidecar.core.advice import Policy, advise, after_trials
 from sidecar.core.attribution import defaults
-from sidecar.core.budget import Declared, connections_to_spare
+from sidecar.core.budget import LEAST, Declared, connections_to_spare
 from sidecar.core.commands import Budget
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.facts import Cause, Disturbed
-from sidecar.core.idle import IdleMachine, IdleStatus, Stage
+from sidecar.core.idle import Arm, IdleMachine, IdleStatus, Stage
 from sidecar.core.latency import PingCost, PingLedger, Spread
 from sidecar.core.outages import found_over, over
 from sidecar.core.readiness import readiness
 from sidecar.core.recommendation import Recommendation
-from sidecar.core.trials import Setup, TrialResult, counterfactuals, due_in, recommended, rest_for
+from sidecar.core.trials import Attempt, TrialResult, attempts, kept_alive
 from sidecar.core.verdict import Activity, ApplicationSettings
 from sidecar.core.views import Readiness, TargetView
 from sidecar.metrics import Counts
@@ -29,7 +29,7 @@ from sidecar.probes.heartbeat import Watch
 from sidecar.probes.observer import keep_observing
 from sidecar.probes.pool import CheckedOut, Closed, HeldPool, PoolFact, PrePinged, TurnFailed
 from sidecar.probes.surveyor import Surveyor
-from sidecar.probes.trial import NotBegun, try_out
+from sidecar.probes.trial import Trials
 from sidecar.settings import Settings
 
 log = logging.getLogger("sidecar.target")
@@ -37,7 +37,6 @@ log = logging.getLogger("sidecar.target")
 VIEW_SECONDS = 0.2  # a view may be this old: probes and dashboards ask more often than anything changes
 CHECKOUTS_SECONDS = 10.0  # between two looks at how long checkouts take
 PING_COST_SECONDS = 60.0  # between two looks at what a ping costs: its last digit is no news
-TRIAL_LOOK_SECONDS = 1.0
 REMEMBERED = 10_000  # observations and outages kept in memory, each
 
 _T = TypeVar("_T", Observation, Outage)
@@ -72,7 +71,11 @@ class Target:
         self._declared: Declared | None = None
         self._activity: Activity | None = None
         self._spare = 0  # connections the server can spare for measuring
-        self._trials: list[TrialResult] = []
+        self._run = f"{time.time_ns():x}"
+        self._kept_recorded = 0
+        self._kept: dict[int, float] = {}  # regime -> the longest rest survived with TCP keepalive
+        for observation in observations:
+            self._note_kept(observation)
         told = self._target.application
         self._application = None if told is None else ApplicationSettings(**told.model_dump())
         self._ledger = PingLedger()
@@ -85,7 +88,7 @@ class Target:
         idle = self._target.idle
         self._machine = IdleMachine(
             target=name,
-            run=f"{time.time_ns():x}",
+            run=self._run,
             epoch=self._epoch,
             connections=idle.connections,
             floor=idle.floor,
@@ -96,6 +99,14 @@ class Target:
         self._surveyor = Surveyor(self._machine, endpoint, deadline_seconds=idle.deadline, record=self._observed)
         self._pool = HeldPool(self._target, endpoint, self._pool_observed)
         self._watch = Watch(name, self._target, endpoint, on_outage=self._outage, on_disturbed=self._disturbed)
+        self._trials = Trials(
+            name,
+            endpoint,
+            due=self._due_trials,
+            room=lambda: max(1, self._spare // 4) if self._spare else 0,
+            began=self._share_connections,
+            ended=self._trial_ended,
+        )
         self._endpoint = endpoint
         self._recommendation, self._recommended_at = self._advise(), time.time()
         self._view, self._viewed_at = self._look(), self._loop.time()
@@ -108,7 +119,7 @@ class Target:
         if self._target.idle.enabled:
             # Nothing is opened before the server has said how much it can spare.
             yield f"{self.name}/idle", self._surveyor.run(Budget(connections=0))
-        yield f"{self.name}/trials", self._keep_trying()
+        yield f"{self.name}/trials", self._trials.run()
 
     async def close(self) -> None:
         """Drop what the tasks leave open when they are cancelled."""
@@ -144,38 +155,43 @@ class Target:
                     },
                 )
             self._recommendation, self._recommended_at = advice, time.time()
-            self._pool.follow(advice.settings.pool_recycle)
+            self._pool.follow(advice)
         self._view, self._viewed_at = self._look(), self._loop.time()
 
-    async def _keep_trying(self) -> None:
-        """Put the advice to the test on this very path, once it stands and then once a day."""
-        while True:
-            await asyncio.sleep(TRIAL_LOOK_SECONDS)
-            advice = self._derive()
-            rest = rest_for(advice)
-            if rest is None or self._declared is None or not self._spare:
-                continue
-            for setup in (recommended(advice), *counterfactuals(advice, self._application)):
-                if due_in(self._trials, setup, time.time()) == 0:
-                    await self._try(setup, rest)
+    def try_again(self) -> None:
+        """Renew every trial now instead of when it is due."""
+        log.info("trying afresh", extra={"target": self.name})
+        self._trials.renew()
 
-    async def _try(self, setup: Setup, rest_seconds: float) -> None:
-        try:
-            result = await try_out(self._endpoint, setup, rest_seconds)
-        except NotBegun as error:
-            log.debug("trial not begun", extra={"target": self.name, "setup": setup.name, "error": str(error)})
-            return
-        self._trials = [*(trial for trial in self._trials if trial.setup != setup), result]
-        level = logging.WARNING if setup.name == "recommended" and result.outcome != "ok" else logging.INFO
-        log.log(
-            level,
-            "trial ended",
-            extra={"target": self.name, "setup": setup.name, "outcome": result.outcome, "error": result.error},
-        )
+    def _due_trials(self, results: Sequence[TrialResult], now_at: float) -> Iterator[Attempt]:
+        return attempts(self._derive(), self._application, results, now_at, longest_age=self._policy.max_pool_recycle)
+
+    def _trial_ended(self, result: TrialResult) -> None:
+        if kept_alive(result):
+            # Evidence like any other, and as such it outlives this process.
+            self._kept_recorded += 1
+            self._observed(
+                Observation(
+                    id=f"{self._run}-kept-{self._kept_recorded}",
+                    target=self.name,
+                    at=result.at,
+                    regime=self._idle().regime,
+                    arm=Arm.KEEPALIVE,
+                    outcome="survived",
+                    idle_seconds=result.idle_seconds,
+                    age_seconds=result.idle_seconds,
+                )
+            )
 
     # -- what the parts tell --------------------------------------------------------------------------------------
 
+    def _note_kept(self, observation: Observation) -> None:
+        if observation.arm == Arm.KEEPALIVE and observation.outcome == "survived":
+            known = self._kept.get(observation.regime, 0.0)
+            self._kept[observation.regime] = max(known, observation.idle_seconds)
+
     def _observed(self, observation: Observation) -> None:
+        self._note_kept(observation)
         known = observation.id in self.observations
         _remember(self.observations, observation.id, observation)
         self._keep(observation)
@@ -207,7 +223,12 @@ class Target:
         if spare and self._measuring_since is None:
             self._measuring_since = self._loop.time()
             log.info("measuring", extra={"target": self.name, "database": self._target.display, "connections": spare})
-        self._surveyor.tell(Budget(connections=spare))
+        self._share_connections()
+
+    def _share_connections(self) -> None:
+        """Probes get what trials leave of the connections to spare, and always the two a measurement needs."""
+        left = max(LEAST, self._spare - self._trials.running) if self._spare else 0
+        self._surveyor.tell(Budget(connections=left))
 
     def _pool_observed(self, fact: PoolFact) -> None:
         match fact:
@@ -253,28 +274,38 @@ class Target:
                 self._unfinished.append(found)
 
     def _disturbed(self, cause: Cause) -> None:
+        self._trials.disturbed()
         self._surveyor.tell(Disturbed(cause=cause))
 
     # -- what others see ------------------------------------------------------------------------------------------
 
     def _advise(self) -> Recommendation:
-        return after_trials(self._derive(), self._trials, policy=self._policy, shortest_rest=self._target.idle.floor)
+        return after_trials(
+            self._derive(),
+            self._trials.results,
+            policy=self._policy,
+            shortest_rest=self._target.idle.floor,
+            application=self._application,
+        )
 
     def _derive(self) -> Recommendation:
         now = self._loop.time()
         if self._ping is None or now - self._ping_looked_at >= PING_COST_SECONDS:
             self._ping, self._ping_looked_at = self._ledger.cost(), now
+        idle = self._idle()
+        self._trials.about(idle.regime)
         return advise(
             target=self.name,
             policy=self._policy,
             shortest_rest=self._target.idle.floor,
-            idle=self._idle(),
+            idle=idle,
             declared=self._declared,
             ping=self._ping,
             outages=tuple(self.outages.values()),
             application=self._application,
             activity=self._activity,
             catalogue=known_limits(),
+            kept_seconds=self._kept.get(idle.regime),
         )
 
     def _idle(self) -> IdleStatus:
@@ -310,6 +341,7 @@ class Target:
         counts = {("pool", state): count for state, count in self._pool.connections.items()}
         counts |= {("probe", state): count for state, count in self._surveyor.connections.items()}
         counts["heartbeat", "open"] = self._watch.connections
+        counts["trial", "open"] = self._trials.running
         return counts
 
 

@@ -22,6 +22,7 @@ from sidecar.core.recommendation import (
     Remark,
     SocketOptions,
     Status,
+    Trial,
     Verdict,
     Verification,
 )
@@ -65,7 +66,27 @@ def verified(target: str = "default", *, pool_recycle: int = 171) -> Recommendat
         ),
         application=Verdict(verdict="exposed", because="its pool_recycle lies above the limit"),
         verification=Verification(outcome="ok", idle_seconds=357.0, checkout_ms=6.1, at=NOON + 0.25),
-        reasons=(Remark(code="idle_limit_measured", text="Connections die after 343 to 350 seconds of rest."),),
+        trials=(
+            Trial(
+                name="defaults",
+                pool_recycle=-1,
+                pool_pre_ping=False,
+                keepalive=False,
+                outcome="hang",
+                idle_seconds=357.0,
+                checkout_ms=None,
+                reconnected=None,
+                error="no answer within 15 s",
+                at=NOON + 0.5,
+            ),
+        ),
+        reasons=(
+            Remark(
+                code="idle_limit_measured",
+                text="Connections die after 343 to 350 seconds of rest.",
+                evidence=f"/evidence?target={target}&outcome=died",
+            ),
+        ),
         warnings=(Remark(code="silent_death", text="A pre-ping alone hangs."),),
     )
 
@@ -133,6 +154,7 @@ class Picture:
     seen: dict[str, list[Observation]] = field(default_factory=dict)
     disturbed: dict[str, list[Outage]] = field(default_factory=dict)
     measured_afresh: list[str] = field(default_factory=list)
+    tried_again: list[str] = field(default_factory=list)
     left: bool = False
     journal: Journal = field(default_factory=lambda: Journal("life"))
 
@@ -147,6 +169,9 @@ class Picture:
 
     def measure_afresh(self, target: str) -> None:
         self.measured_afresh.append(target)
+
+    def try_again(self, target: str) -> None:
+        self.tried_again.append(target)
 
     def quit(self) -> None:
         self.left = True

@@ -8,13 +8,16 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import pictures
 import pytest
 from facts.wire import recording
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sidecar.core.latency import PING_ROUND_TRIPS
+from sidecar.core.recommendation import PoolSettings, Recommendation
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes import pool as pool_module
@@ -55,6 +58,10 @@ class Log:
                         return fact
                 self._arrived.clear()
                 await self._arrived.wait()
+
+
+def advised(pool_recycle: int) -> Recommendation:
+    return replace(pictures.measuring(), settings=PoolSettings(pool_recycle=pool_recycle, pool_pre_ping=True))
 
 
 def turned(fact: PoolFact) -> bool:
@@ -147,10 +154,10 @@ async def test_pings_exactly_as_pool_pre_ping_does(postgres: PostgresServer) -> 
 async def test_follows_the_advice_without_dropping_what_lives(postgres: PostgresServer) -> None:
     async with held(postgres.url(), size=2) as (pool, log):
         await log.until(turned, count=2)
-        pool.follow(1800)
+        pool.follow(advised(1800))
         await log.until(turned, count=4)
         assert not log.of(Closed)
-        pool.follow(1)
+        pool.follow(advised(1))
         await log.until(lambda fact: isinstance(fact, Closed), count=2)
         await log.until(turned, count=2)
         assert sum(pool.connections.values()) == 2
@@ -162,7 +169,7 @@ async def test_follows_the_advice_without_dropping_what_lives(postgres: Postgres
 
 async def test_an_age_fixed_by_the_settings_is_not_the_advice_s_to_change(postgres: PostgresServer) -> None:
     async with held(postgres.url(), size=1, recycle=1) as (pool, log):
-        pool.follow(1800)
+        pool.follow(advised(1800))
         closed = await log.until(lambda fact: isinstance(fact, Closed))
     assert isinstance(closed, Closed)
     assert closed.reason == "recycled"

@@ -33,6 +33,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from sidecar.core.advice import EVIDENCE
 from sidecar.core.facts import Death
 from sidecar.core.recommendation import (
     IdleLimit,
@@ -191,6 +192,7 @@ def test_every_code_is_explained() -> None:
     codes = {code.partition("{")[0] for code in re.findall(r'\bcode=f?"([^"]+)"', source)}
     assert {"silent_death", "death_"} <= codes
     assert sorted(code for code in codes if f"`{code}" not in page) == []
+    assert sorted(code for code in codes if not any(known.startswith(code) for known in EVIDENCE)) == []
 
 
 @pytest.mark.parametrize("name", GOLDEN_FILES)

@@ -263,7 +263,12 @@ async def test_recommendation_while_measuring(client: aiohttp.ClientSession) -> 
         "target": "default",
         "generated_at": "2026-11-24T12:00:00Z",
         "status": "measuring",
-        "settings": {"pool_recycle": 30, "pool_pre_ping": True, "selective_pre_ping_after": None},
+        "settings": {
+            "pool_recycle": 30,
+            "pool_pre_ping": True,
+            "selective_pre_ping_after": None,
+            "pool_recycle_with_keepalive": None,
+        },
         "socket": {"keepalive": None, "user_timeout_ms": None},
         "connect_args": {},
         "idle_limit": None,
@@ -272,6 +277,7 @@ async def test_recommendation_while_measuring(client: aiohttp.ClientSession) -> 
         "failover": None,
         "application": None,
         "verification": None,
+        "trials": [],
         "reasons": [],
         "warnings": [],
     }

@@ -16,20 +16,31 @@ Pre-ping finds every death that shows itself when asked. A silent one does not: 
 up, a quarter of an hour by default. There the socket options are the cure: TCP keepalive below the limit keeps a
 layer-4 path from forgetting the connection at all, and TCP_USER_TIMEOUT turns the hang into an error that the pool
 handles. They harm nowhere, so they are always part of the advice.
+
+Where keepalive has been seen to hold a connection beyond the limit, the limit no longer bounds the age of those that
+use it. They get an age of their own, `pool_recycle_with_keepalive`: the oldest at which one was seen alive, so they
+outlive their rests and nothing is opened anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
+from urllib.parse import urlencode
 
 from sidecar.core.attribution import KnownLimit, likely_culprits
 from sidecar.core.budget import Declared
 from sidecar.core.evidence import Outage, Spell
 from sidecar.core.facts import Death
 from sidecar.core.idle import IdleStatus
-from sidecar.core.latency import PING_ROUND_TRIPS, PING_ROUND_TRIPS_AUTOCOMMIT, PingCost
+from sidecar.core.latency import (
+    PING_ROUND_TRIPS,
+    PING_ROUND_TRIPS_AUTOCOMMIT,
+    PING_ROUND_TRIPS_UNCACHED,
+    PING_ROUND_TRIPS_UNCACHED_AUTOCOMMIT,
+    PingCost,
+)
 from sidecar.core.recommendation import (
     FailoverFigures,
     IdleLimit,
@@ -42,8 +53,9 @@ from sidecar.core.recommendation import (
     Remark,
     SocketOptions,
     Status,
+    Verdict,
 )
-from sidecar.core.trials import TrialResult, recommended, verification
+from sidecar.core.trials import APPLICATION, TrialResult, counterfactuals, recommended, table, verification
 from sidecar.core.verdict import Activity, ApplicationSettings, about_activity, judge_application
 
 USER_TIMEOUT_MS = 5000  # longer than a few retransmissions, shorter than anybody's patience
@@ -52,7 +64,45 @@ UNPROVEN_KEEPALIVE_IDLE = 30  # half the shortest layer-4 default known
 LONGEST_UNPINGED_REST = 30.0  # seconds; a connection used so recently is worth the risk of one retry
 UNPINGED_SHARE = 0.1  # of the proven rest
 DECLARED_TOLERANCE = 0.05
-KEEPALIVE_SHARE = 0.4  # of the proven rest: one lost keepalive must not matter
+KEEPALIVE_SHARE = 0.3  # of the proven rest, as it is tried: one lost keepalive must not matter
+NO_STATEMENT_CACHES: Mapping[str, object] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+"""Connect arguments for SQLAlchemy on asyncpg: asyncpg's cache, whose statements have names that only one backend
+knows, and the dialect's own."""
+
+_READ_ONLY = "25006"  # read_only_sql_transaction
+_MOVES = ("failover", "switchover", "role_flip")  # outages after which an open connection may lead to the wrong server
+
+_SURVIVED, _DIED = "/evidence?outcome=survived", "/evidence?outcome=died"
+EVIDENCE: Mapping[str, str] = {
+    "measuring": _SURVIVED,
+    "nothing_proven": _SURVIVED,
+    "share_of_proven": _SURVIVED,
+    "capped_by_policy": _SURVIVED,
+    "no_limit_seen": _SURVIVED,
+    "declared_limit": "/evidence",
+    "limit_bracketed": _DIED,
+    "idle_limit_measured": _DIED,
+    "death_silent": _DIED,
+    "death_reset_on_use": _DIED,
+    "death_closed": _DIED,
+    "death_fatal": _DIED,
+    "silent_death": _DIED,
+    "limit_suspect": _DIED,
+    "several_populations": _DIED,
+    "not_the_server": _DIED,
+    "masked_by_server_keepalive": _SURVIVED,
+    "kept_by_keepalive": "/evidence?arm=keepalive",
+    "transaction_pooler": "/evidence",
+    "pre_ping_cost": "/metrics",
+    "pre_ping_kept": "/evidence",
+    "pre_ping_selective": "/metrics",
+    "stale_writer": "/outages",
+    "trial_failed": "/recommendation",
+    "idle_in_transaction": "/metrics",
+    "pool_exhausted": "/metrics",
+    "application_rests_too_long": "/metrics",
+}
+"""Where to look at what a remark is from, by its code. The target is added."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,58 +126,104 @@ def advise(
     application: ApplicationSettings | None = None,
     activity: Activity | None = None,
     catalogue: Iterable[KnownLimit] = (),
+    kept_seconds: float | None = None,
 ) -> Recommendation:
     """The advice for one target, before it has been tried (see `after_trials`).
 
-    `shortest_rest` is the first rest under test (seconds), for the time before proof.
+    `shortest_rest` is the first rest under test (seconds), for the time before proof; `kept_seconds` the longest rest
+    that a connection with TCP keepalive survived.
     """
     limit = _idle_limit(idle, catalogue)
-    reasons, warnings = _remarks(idle, declared)
+    pooler = idle.transaction_pooler
     recycle, why = _pool_recycle(policy, shortest_rest, limit, declared)
-    ping_after, about_ping = _selective_pre_ping(policy, idle, limit, ping, outages, application)
-    if activity is not None:
-        warnings += about_activity(activity, limit)
+    kept, about_kept = _recycle_with_keepalive(policy, limit, kept_seconds, recycle)
+    ping_after, about_ping = _selective_pre_ping(policy, idle, limit, ping, outages, application, pooler)
+    reasons = (why, *about_kept, *_about_idleness(idle), *_about_ping_cost(ping, pooler), about_ping)
+    warnings = (
+        *_warnings(idle, declared),
+        *_about_pooler(pooler),
+        *_about_stale_writers(outages),
+        *(() if activity is None else about_activity(activity, limit)),
+    )
     return Recommendation(
         target=target,
         status=idle.status,
         settings=PoolSettings(
-            pool_recycle=recycle, pool_pre_ping=ping_after is None, selective_pre_ping_after=ping_after
+            pool_recycle=recycle,
+            pool_pre_ping=ping_after is None,
+            selective_pre_ping_after=ping_after,
+            pool_recycle_with_keepalive=kept,
         ),
         socket=SocketOptions(keepalive=_keepalive(limit), user_timeout_ms=USER_TIMEOUT_MS),
+        connect_args=dict(NO_STATEMENT_CACHES) if pooler else {},
         idle_limit=limit,
-        pre_ping_cost=_ping_cost(ping),
+        pre_ping_cost=_ping_cost(ping, pooler),
         failover=_failover(outages),
-        application=judge_application(application, limit),
-        reasons=(why, *reasons, about_ping),
-        warnings=warnings,
+        application=judge_application(application, limit, activity),
+        reasons=_linked(target, reasons),
+        warnings=_linked(target, warnings),
     )
 
 
+def _linked(target: str, remarks: Iterable[Remark]) -> tuple[Remark, ...]:
+    """Each remark with the address of its evidence."""
+    linked = []
+    for remark in remarks:
+        path, _, query = (remark.evidence or EVIDENCE[remark.code]).partition("?")
+        if path != "/metrics":
+            path += "?" + urlencode({"target": target}) + (f"&{query}" if query else "")
+        linked.append(replace(remark, evidence=path))
+    return tuple(linked)
+
+
 def after_trials(
-    advice: Recommendation, trials: Sequence[TrialResult], *, policy: Policy, shortest_rest: float
+    advice: Recommendation,
+    trials: Sequence[TrialResult],
+    *,
+    policy: Policy,
+    shortest_rest: float,
+    application: ApplicationSettings | None = None,
 ) -> Recommendation:
-    """The advice with what its latest trial showed; withdrawn to the cautious answer when the trial failed."""
+    """The advice with what trials showed; withdrawn to the cautious answer when its own latest trial failed."""
     setup = recommended(advice)
     verified = verification(trials, setup)
+    verdict = _tried(advice, trials, application)
+    advice = replace(advice, verification=verified, trials=table(trials), application=verdict)
     if verified is None or verified.outcome == "ok":
-        return replace(advice, verification=verified)
-    why = next(trial.error for trial in reversed(trials) if trial.setup == setup and trial.outcome != "ok")
+        return advice
+    failed = max((trial for trial in trials if trial.setup == setup), key=lambda trial: trial.at)
     cautious = max(1, int(min(policy.safety * shortest_rest, advice.settings.pool_recycle)))
+    withdrawn = Remark(
+        code="trial_failed",
+        text=f"The advice (pool_recycle = {setup.pool_recycle} s) is withdrawn: a pool with exactly these settings"
+        f" failed after {verified.idle_seconds:.1f} s of rest ({failed.error}). Until a trial succeeds, the cautious"
+        " setting stands.",
+    )
     return replace(
         advice,
         status=Status.PROVISIONAL,
         settings=PoolSettings(pool_recycle=cautious, pool_pre_ping=True),
-        verification=verified,
-        warnings=(
-            Remark(
-                code="trial_failed",
-                text=f"The advice (pool_recycle = {advice.settings.pool_recycle} s) is withdrawn: a pool with exactly"
-                f" these settings failed after {verified.idle_seconds:.1f} s of rest ({why}). Until a trial succeeds,"
-                " the cautious setting stands.",
-            ),
-            *advice.warnings,
-        ),
+        warnings=(*_linked(advice.target, (withdrawn,)), *advice.warnings),
     )
+
+
+def _tried(
+    advice: Recommendation, trials: Sequence[TrialResult], application: ApplicationSettings | None
+) -> Verdict | None:
+    """The verdict on the application, where a pool with its settings has been tried: that has the last word."""
+    own = next((setup for setup in counterfactuals(advice, application) if setup.name == APPLICATION), None)
+    last = max((trial for trial in trials if trial.setup == own), key=lambda trial: trial.at, default=None)
+    if last is None or advice.application is None:
+        return advice.application
+    rested = f"A pool with its settings was tried on this path: after {last.idle_seconds:.1f} s of rest"
+    if last.outcome == "ok":
+        took = 1000 * (last.checkout_seconds or 0)
+        return Verdict(
+            verdict="protected",
+            because=f"{rested} a checkout and its first query succeeded, in {took:.0f} ms.",
+        )
+    happened = "the query hung" if last.outcome == "hang" else "the query failed"
+    return Verdict(verdict="exposed", because=f"{rested} {happened} ({last.error}). {advice.application.because}")
 
 
 def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit | None:
@@ -187,6 +283,27 @@ def _pool_recycle(
     )
 
 
+def _recycle_with_keepalive(
+    policy: Policy, limit: IdleLimit | None, kept_seconds: float | None, recycle: int
+) -> tuple[int | None, tuple[Remark, ...]]:
+    """The age (seconds) for connections with the keepalive advised; None while that is not proven to be longer."""
+    if limit is None or limit.dead_by_seconds is None or limit.keepalive_helps is False:
+        return None, ()
+    if kept_seconds is None or kept_seconds <= limit.dead_by_seconds:
+        return None, ()  # it lived no longer than others
+    age = int(min(kept_seconds, policy.max_pool_recycle))
+    if age <= recycle:
+        return None, ()
+    return age, (
+        Remark(
+            code="kept_by_keepalive",
+            text=f"TCP keepalive holds this path: a connection with it rested {kept_seconds:.0f} s and lived, where"
+            f" others are dead by {limit.dead_by_seconds:.1f} s. With the socket options advised, pool_recycle can be"
+            f" {age} s, and no rest up to that costs a reconnect.",
+        ),
+    )
+
+
 def _keepalive(limit: IdleLimit | None) -> Keepalive:
     if limit is None or limit.proven_seconds <= 0:
         idle = UNPROVEN_KEEPALIVE_IDLE
@@ -198,15 +315,47 @@ def _keepalive(limit: IdleLimit | None) -> Keepalive:
     return Keepalive(idle=idle, interval=min(15, idle), count=3)
 
 
-def _ping_cost(ping: PingCost | None) -> PrePingCost | None:
+def _round_trips(pooler: bool) -> tuple[int, int]:
+    """Of one ping, in a transaction and under AUTOCOMMIT."""
+    if pooler:
+        return PING_ROUND_TRIPS_UNCACHED, PING_ROUND_TRIPS_UNCACHED_AUTOCOMMIT
+    return PING_ROUND_TRIPS, PING_ROUND_TRIPS_AUTOCOMMIT
+
+
+def _ping_cost(ping: PingCost | None, pooler: bool) -> PrePingCost | None:
     if ping is None:
         return None
+    in_transaction, autocommit = _round_trips(pooler)
     return PrePingCost(
-        round_trips=PING_ROUND_TRIPS,
+        round_trips=in_transaction,
+        round_trips_autocommit=autocommit,
         p50_ms=round(ping.p50_seconds * 1000, 3),
         p99_ms=None if ping.p99_seconds is None else round(ping.p99_seconds * 1000, 3),
-        overhead_ratio=None if ping.overhead_ratio is None else round(ping.overhead_ratio, 3),
+        overhead_ratio=_rounded(ping.overhead_ratio),
+        overhead_low=_rounded(ping.overhead_low),
+        overhead_high=_rounded(ping.overhead_high),
     )
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 3)
+
+
+def _about_ping_cost(ping: PingCost | None, pooler: bool) -> tuple[Remark, ...]:
+    if ping is None:
+        return ()
+    in_transaction, autocommit = _round_trips(pooler)
+    sent = "BEGIN, an empty query, ROLLBACK" + (", the query parsed anew every time" if pooler else "")
+    text = f"A pre-ping takes {in_transaction} round trips ({sent}), {autocommit} under AUTOCOMMIT; here"
+    text += f" {1000 * ping.p50_seconds:.1f} ms"
+    if ping.p99_seconds is not None:
+        text += f", {1000 * ping.p99_seconds:.1f} ms at the 99th percentile"
+    if ping.overhead_ratio is not None and ping.overhead_low is not None and ping.overhead_high is not None:
+        text += (
+            f". That is {100 * ping.overhead_ratio:.0f} % of a checkout with one query (95 % confidence:"
+            f" {100 * ping.overhead_low:.0f} to {100 * ping.overhead_high:.0f} %)"
+        )
+    return (Remark(code="pre_ping_cost", text=text + "."),)
 
 
 def _failover(outages: Sequence[Outage]) -> FailoverFigures | None:
@@ -239,19 +388,23 @@ _DEATH_TOLD = {
 }
 
 
-def _remarks(idle: IdleStatus, declared: Declared | None) -> tuple[tuple[Remark, ...], tuple[Remark, ...]]:
-    reasons: list[Remark] = []
+def _about_idleness(idle: IdleStatus) -> tuple[Remark, ...]:
+    if idle.death is None:
+        return (_about_the_limit(idle),)
+    dies = Remark(code=f"death_{idle.death}", text=f"Idle connections die {_DEATH_TOLD[idle.death]}.")
+    return _about_the_limit(idle), dies
+
+
+def _warnings(idle: IdleStatus, declared: Declared | None) -> tuple[Remark, ...]:
     warnings: list[Remark] = []
-    reasons.append(_about_the_limit(idle))
-    if idle.death is not None:
-        reasons.append(Remark(code=f"death_{idle.death}", text=f"Idle connections die {_DEATH_TOLD[idle.death]}."))
     if idle.death is Death.SILENT:
         warnings.append(
             Remark(
                 code="silent_death",
                 text="Pre-ping alone does not protect: on a silently dropped connection the ping itself hangs, about"
                 f" 15 minutes by default. Set TCP_USER_TIMEOUT ({USER_TIMEOUT_MS} ms) and TCP keepalive on the client's"
-                " sockets, and keep pool_recycle below the limit.",
+                " sockets, and keep pool_recycle below the limit. Recycling a dropped connection still waits 2 s for"
+                " its goodbye, unless the pool drops it: the format `python` does all of this.",
             )
         )
     if idle.suspect:
@@ -270,17 +423,39 @@ def _remarks(idle: IdleStatus, declared: Declared | None) -> tuple[tuple[Remark,
                 " follows the shortest.",
             )
         )
-    if idle.transaction_pooler:
-        warnings.append(
-            Remark(
-                code="transaction_pooler",
-                text="One connection was answered by several server processes: a pooler in transaction mode is between."
-                " Prepared statements fail there unless both of asyncpg's statement caches are off, and settings the"
-                " server declares are not those of the connection to the pooler.",
-            )
-        )
     warnings += _about_declared(idle, declared)
-    return tuple(reasons), tuple(warnings)
+    return tuple(warnings)
+
+
+def _about_pooler(pooler: bool) -> tuple[Remark, ...]:
+    if not pooler:
+        return ()
+    return (
+        Remark(
+            code="transaction_pooler",
+            text="Connections and server processes do not belong together: a pooler in transaction mode is between."
+            " Prepared statements fail there unless both statement caches are off (connect_args), and settings the"
+            " server declares are not those of the connection to the pooler.",
+        ),
+    )
+
+
+def _about_stale_writers(outages: Sequence[Outage]) -> tuple[Remark, ...]:
+    refused = sum(outage.errors.get(_READ_ONLY, 0) for outage in outages)
+    moves = sum(outage.kind in _MOVES for outage in outages)
+    if not refused and not moves:
+        return ()
+    seen = f"The role of the server changed {moves} times" if moves != 1 else "The role of the server changed once"
+    if refused:
+        seen = f"{refused} writes were refused with 25006 (read_only_sql_transaction)"
+    return (
+        Remark(
+            code="stale_writer",
+            text=f"{seen}. A connection to a demoted primary answers every pre-ping, and every write on it fails until"
+            " it is recycled. A handle_error listener that makes 25006 a disconnect has the pool leave it after one"
+            " refused write: see the format `python`.",
+        ),
+    )
 
 
 def _about_the_limit(idle: IdleStatus) -> Remark:
@@ -320,18 +495,24 @@ def _selective_pre_ping(
     ping: PingCost | None,
     outages: Sequence[Outage],
     application: ApplicationSettings | None,
+    pooler: bool,
 ) -> tuple[float | None, Remark]:
     """The rest after which pinging is worth its price (seconds); None = ping at every checkout."""
     kept = _why_pre_ping_is_kept(idle, outages)
     dear = _why_ping_is_dear(policy, ping, application)
     if kept is not None or dear is None or limit is None:
-        return None, Remark(code="pre_ping_kept", text=f"Pre-ping stays on: {kept or 'it costs little here.'}")
+        return None, Remark(
+            code="pre_ping_kept",
+            text=f"Pre-ping stays on: {kept or 'it costs little here.'}",
+            evidence="/outages" if outages else None,
+        )
+    in_transaction, autocommit = _round_trips(pooler)
     after = max(1.0, min(LONGEST_UNPINGED_REST, UNPINGED_SHARE * limit.proven_seconds))
     return after, Remark(
         code="pre_ping_selective",
         text=f"{dear} pool_recycle below the proven limit is the first defence; ping only connections that rested"
-        f" longer than {after:.0f} s. (Under AUTOCOMMIT a ping costs {PING_ROUND_TRIPS_AUTOCOMMIT} round trip instead"
-        f" of {PING_ROUND_TRIPS}.)",
+        f" longer than {after:.0f} s. Under AUTOCOMMIT a ping takes {autocommit} instead of {in_transaction} round"
+        " trips, which may make it cheap enough.",
     )
 
 
@@ -341,7 +522,8 @@ def _why_pre_ping_is_kept(idle: IdleStatus, outages: Sequence[Outage]) -> str | 
     if idle.status is not Status.VERIFIED:
         return "the limit is not verified yet."
     if outages:
-        return f"{len(outages)} outages were seen, and it finds the connections they leave dead."
+        seen = "one outage was" if len(outages) == 1 else f"{len(outages)} outages were"
+        return f"{seen} seen, and it finds the connections they leave dead."
     if idle.death is Death.SILENT:
         return "together with TCP_USER_TIMEOUT it turns a hang into a reconnect."
     return None
@@ -352,8 +534,8 @@ def _why_ping_is_dear(policy: Policy, ping: PingCost | None, application: Applic
         return None
     if ping.overhead_low is not None and ping.overhead_low > policy.ping_overhead:
         return (
-            f"Pre-ping takes {100 * (ping.overhead_ratio or 0):.0f} % of the time of a checkout with one query"
-            f" ({PING_ROUND_TRIPS} round trips), more than the {100 * policy.ping_overhead:.0f} % allowed."
+            f"Pre-ping takes {100 * (ping.overhead_ratio or 0):.0f} % of the time of a checkout with one query, more"
+            f" than the {100 * policy.ping_overhead:.0f} % allowed."
         )
     target = application.checkout_p99 if application is not None else None
     if target is not None and ping.p99_seconds is not None and ping.p99_seconds > target:

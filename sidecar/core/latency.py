@@ -21,6 +21,9 @@ PING_ROUND_TRIPS_AUTOCOMMIT = 1
 PING_ROUND_TRIPS_UNCACHED = 4
 """With both statement caches at 0, as a transaction pooler needs it, the empty query is parsed anew every time."""
 
+PING_ROUND_TRIPS_UNCACHED_AUTOCOMMIT = 2
+"""Parse, and execute; nothing around it."""
+
 _WINDOW = 720
 """Samples kept of each kind: an hour of one every five seconds. Older ones say little about the path of today."""
 

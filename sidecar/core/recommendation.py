@@ -22,9 +22,12 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
+    """`pool_recycle` protects by itself; the longer age only together with the keepalive advised beside it."""
+
     pool_recycle: int  # seconds since connect, as SQLAlchemy counts it
     pool_pre_ping: bool
     selective_pre_ping_after: float | None = None  # seconds of rest; None = ping always (or never)
+    pool_recycle_with_keepalive: int | None = None  # seconds; None where keepalive is not proven to hold the path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +77,17 @@ class LifetimeLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrePingCost:
+    """`overhead_ratio` is the part of a checkout with one query that the ping takes up; with 95 % confidence the true
+    one lies between `overhead_low` and `overhead_high`.
+    """
+
     round_trips: int | None
     p50_ms: float | None
     p99_ms: float | None
-    overhead_ratio: float | None  # of a checkout's time
+    overhead_ratio: float | None
+    overhead_low: float | None = None
+    overhead_high: float | None = None
+    round_trips_autocommit: int | None = None  # under isolation_level="AUTOCOMMIT"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,11 +120,28 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What a pool with these settings lived through on this path: checked out, left to rest, checked out again."""
+
+    name: str  # recommended | defaults | pre_ping_only | recycle_only | keepalive_only | application
+    pool_recycle: int  # seconds; -1 = never
+    pool_pre_ping: bool
+    keepalive: bool  # with the socket options of the advice
+    outcome: str  # ok | error | hang
+    idle_seconds: float
+    checkout_ms: float | None  # of the second checkout and its query; None when it failed or hung
+    reconnected: bool | None  # whether it was served by another connection than the first
+    error: str | None  # what the application would have met
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remark:
-    """A reason or a warning: a stable code for scripts, a sentence for people."""
+    """A reason or a warning: a stable code for scripts, a sentence for people, and where to look at what it is from."""
 
     code: str
     text: str
+    evidence: str | None = None  # a path below the sidecar's own address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,5 +157,6 @@ class Recommendation:
     failover: FailoverFigures | None = None
     application: Verdict | None = None
     verification: Verification | None = None
+    trials: tuple[Trial, ...] = ()
     reasons: tuple[Remark, ...] = ()
     warnings: tuple[Remark, ...] = ()

@@ -2,21 +2,29 @@
 
 The advice is not believed because it was derived well, but because a pool with exactly these settings was left to rest
 beyond the limit, on this very path, and handed out a working connection. Beside it the counterfactuals are tried: what
-the application would have met with the defaults, with pre-ping only, with the article's settings, with its own.
+the application would have met with the defaults, with pre-ping only, with the right age but no ping, with TCP
+keepalive and nothing else, with its own settings.
+
+The trial with keepalive alone does more: a connection that was never replaced and still lives after a rest beyond the
+limit proves that age for every pool with the same keepalive. So its rest is raised to the longest age the policy
+allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf
 
-from sidecar.core.recommendation import Keepalive, Recommendation, Status, Verification
+from sidecar.core.recommendation import Keepalive, Recommendation, Status, Trial, Verification
 from sidecar.core.verdict import ApplicationSettings
 
 REST_BEYOND = 1.05  # of the shortest fatal rest
 EVERY_SECONDS = 86400.0  # the same settings are tried again once a day
-AFTER_FAILURE_SECONDS = 900.0
+AFTER_FAILURE_SECONDS = 900.0  # the advice that failed; what others would set is expected to
+
+RECOMMENDED = "recommended"
+APPLICATION = "application"
+KEEPALIVE_ONLY = "keepalive_only"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +32,13 @@ class Setup:
     """The settings of one pool under trial. `pool_recycle` is seconds, -1 for never."""
 
     name: str
-    pool_recycle: float
+    pool_recycle: int
     pool_pre_ping: bool
+    selective_pre_ping_after: float | None = None
     keepalive: Keepalive | None = None
     user_timeout_ms: int | None = None
+    statement_caches: bool = True
+    drops: bool = False  # connections given up are dropped, as the module `python` does, not closed gracefully
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,30 +54,57 @@ class TrialResult:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A trial that is due."""
+
+    setup: Setup
+    rest_seconds: float
+
+
 def recommended(advice: Recommendation) -> Setup:
-    """The settings of the advice, as a pool under trial."""
+    """The settings of the advice, as the engine of the format `python` has them."""
+    settings, socket = advice.settings, advice.socket
     return Setup(
-        name="recommended",
-        pool_recycle=advice.settings.pool_recycle,
-        pool_pre_ping=advice.settings.pool_pre_ping,
-        keepalive=advice.socket.keepalive,
-        user_timeout_ms=advice.socket.user_timeout_ms,
+        name=RECOMMENDED,
+        pool_recycle=settings.pool_recycle_with_keepalive or settings.pool_recycle,
+        pool_pre_ping=settings.pool_pre_ping,
+        selective_pre_ping_after=settings.selective_pre_ping_after,
+        keepalive=socket.keepalive,
+        user_timeout_ms=socket.user_timeout_ms,
+        statement_caches=advice.connect_args.get("statement_cache_size") != 0,
+        drops=True,
     )
 
 
 def counterfactuals(advice: Recommendation, application: ApplicationSettings | None) -> tuple[Setup, ...]:
-    """What others would set: SQLAlchemy's defaults, pre-ping only, recycle only, and the application's own."""
+    """What others would set. Statement caches are as the path needs them: they are not what is compared here."""
+    caches = advice.connect_args.get("statement_cache_size") != 0
     setups = [
-        Setup(name="defaults", pool_recycle=-1, pool_pre_ping=False),
-        Setup(name="pre_ping_only", pool_recycle=-1, pool_pre_ping=True),
-        Setup(name="recycle_only", pool_recycle=advice.settings.pool_recycle, pool_pre_ping=False),
+        Setup(
+            name=KEEPALIVE_ONLY,
+            pool_recycle=-1,
+            pool_pre_ping=False,
+            keepalive=advice.socket.keepalive,
+            user_timeout_ms=advice.socket.user_timeout_ms,
+            statement_caches=caches,
+        ),
+        Setup(name="defaults", pool_recycle=-1, pool_pre_ping=False, statement_caches=caches),
+        Setup(name="pre_ping_only", pool_recycle=-1, pool_pre_ping=True, statement_caches=caches),
+        Setup(
+            name="recycle_only",
+            pool_recycle=advice.settings.pool_recycle,
+            pool_pre_ping=False,
+            statement_caches=caches,
+        ),
     ]
     if application is not None and application.pool_recycle is not None and application.pool_pre_ping is not None:
         setups.append(
             Setup(
-                name="application",
-                pool_recycle=application.pool_recycle,
+                name=APPLICATION,
+                pool_recycle=int(application.pool_recycle),
                 pool_pre_ping=application.pool_pre_ping,
+                statement_caches=caches,
             )
         )
     return tuple(setups)
@@ -75,29 +113,88 @@ def counterfactuals(advice: Recommendation, application: ApplicationSettings | N
 def rest_for(advice: Recommendation) -> float | None:
     """How long a pool must rest to put the advice to the test, in seconds; None while there is nothing to test."""
     limit = advice.idle_limit
-    if limit is None or advice.status is Status.MEASURING:
-        return None
+    if limit is None or advice.status is not Status.VERIFIED:
+        return None  # the measurement still needs every connection
     if limit.dead_by_seconds is None:
         return None  # no limit seen: every rest would be survived, and prove nothing
     return limit.dead_by_seconds * REST_BEYOND
 
 
-def due_in(results: Sequence[TrialResult], setup: Setup, now_at: float) -> float:
-    """Seconds until this setup should be tried; 0 = now. Results count only for exactly these settings."""
-    last = max((result.at for result in results if result.setup == setup), default=-inf)
-    failed = any(result.setup == setup and result.at == last and result.outcome != "ok" for result in results)
-    return max(0.0, last + (AFTER_FAILURE_SECONDS if failed else EVERY_SECONDS) - now_at)
+def attempts(
+    advice: Recommendation,
+    application: ApplicationSettings | None,
+    results: Sequence[TrialResult],
+    now_at: float,
+    *,
+    longest_age: float,
+) -> Iterator[Attempt]:
+    """The trials due now, most wanted first. `longest_age` is the age in seconds worth proving for connections kept
+    alive."""
+    rest = rest_for(advice)
+    if rest is None:
+        return
+    for setup in (recommended(advice), *counterfactuals(advice, application)):
+        wanted = rest
+        if setup.name == KEEPALIVE_ONLY and advice.settings.pool_recycle_with_keepalive is not None:
+            wanted = max(rest, longest_age)  # it has been seen to help: now for how long
+        if due_in(results, setup, now_at, rest_seconds=wanted) == 0:
+            yield Attempt(setup=setup, rest_seconds=wanted)
+
+
+def due_in(results: Sequence[TrialResult], setup: Setup, now_at: float, *, rest_seconds: float = 0.0) -> float:
+    """Seconds until this setup should be tried; 0 = now. Results count only for exactly these settings, and for a
+    rest as long."""
+    last = _latest([result for result in results if result.idle_seconds >= rest_seconds], setup)
+    if last is None:
+        return 0.0
+    again = setup.name == RECOMMENDED and last.outcome != "ok"
+    return max(0.0, last.at + (AFTER_FAILURE_SECONDS if again else EVERY_SECONDS) - now_at)
+
+
+def kept_alive(result: TrialResult) -> bool:
+    """Whether keepalive alone carried one and the same connection through the rest."""
+    return result.setup.name == KEEPALIVE_ONLY and result.outcome == "ok" and result.reconnected is False
 
 
 def verification(results: Sequence[TrialResult], setup: Setup) -> Verification | None:
     """The latest trial of exactly these settings."""
-    trials = [result for result in results if result.setup == setup]
-    if not trials:
+    last = _latest(results, setup)
+    if last is None:
         return None
-    last = max(trials, key=lambda result: result.at)
     return Verification(
         outcome="ok" if last.outcome == "ok" else "failed",
         idle_seconds=round(last.idle_seconds, 3),
-        checkout_ms=None if last.checkout_seconds is None else round(last.checkout_seconds * 1000, 3),
+        checkout_ms=_milliseconds(last.checkout_seconds),
         at=last.at,
     )
+
+
+def table(results: Sequence[TrialResult]) -> tuple[Trial, ...]:
+    """The latest result under each name, to be shown; the advice's own first."""
+    latest: dict[str, TrialResult] = {}
+    for result in sorted(results, key=lambda result: result.at):
+        latest[result.setup.name] = result
+    ordered = sorted(latest.values(), key=lambda result: (result.setup.name != RECOMMENDED, result.setup.name))
+    return tuple(
+        Trial(
+            name=result.setup.name,
+            pool_recycle=result.setup.pool_recycle,
+            pool_pre_ping=result.setup.pool_pre_ping,
+            keepalive=result.setup.keepalive is not None,
+            outcome=result.outcome,
+            idle_seconds=round(result.idle_seconds, 3),
+            checkout_ms=_milliseconds(result.checkout_seconds),
+            reconnected=result.reconnected,
+            error=result.error,
+            at=result.at,
+        )
+        for result in ordered
+    )
+
+
+def _latest(results: Sequence[TrialResult], setup: Setup) -> TrialResult | None:
+    return max((result for result in results if result.setup == setup), key=lambda result: result.at, default=None)
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

@@ -2,6 +2,10 @@
 
 `pool_recycle` at or below the proven rest protects by itself: whatever is handed out is younger. Beyond it lies a
 window in which dead connections are handed out; there pre-ping decides, and pre-ping is blind to a silent death.
+
+What the application declares is judged first; a trial of a pool with the same settings then has the last word. Where
+nothing is declared, its sessions as the server shows them can still convict it: one that has rested longer than
+connections live here is dead, and nobody has noticed yet. They cannot acquit it: what was not seen may still come.
 """
 
 from __future__ import annotations
@@ -13,6 +17,15 @@ from sidecar.core.facts import Death
 from sidecar.core.recommendation import IdleLimit, Remark, Verdict
 
 HANG = "hangs until the kernel gives up, about 15 minutes by default"
+LEAKED_AFTER_SECONDS = 60.0  # idle in a transaction for so long is no pause between two statements
+STUCK_AFTER_SECONDS = 10.0  # the same, where no connection is left to check out
+
+_MEETS = {
+    Death.SILENT: HANG,
+    Death.RESET_ON_USE: 'fails with a disconnect ("connection was closed in the middle of operation")',
+    Death.CLOSED: 'fails with a disconnect ("connection is closed")',
+    Death.FATAL: 'fails with a disconnect ("connection is closed")',
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +47,14 @@ class Activity:
     longest_idle_in_transaction_seconds: float | None = None
 
 
-def judge_application(settings: ApplicationSettings | None, limit: IdleLimit | None) -> Verdict:
+def judge_application(
+    settings: ApplicationSettings | None, limit: IdleLimit | None, activity: Activity | None = None
+) -> Verdict:
     """`protected`, `exposed` or `unknown`, with a sentence that says what happens."""
-    if settings is None:
-        return Verdict(verdict="unknown", because="The application's settings are not known (targets.*.application).")
     if limit is None or limit.proven_seconds <= 0:
         return Verdict(verdict="unknown", because="Nothing is proven about this path yet.")
+    if settings is None or (settings.pool_recycle is None and settings.pool_pre_ping is None):
+        return _by_activity(activity, limit)
     recycle = settings.pool_recycle
     if recycle is not None and 0 <= recycle <= limit.proven_seconds:
         return Verdict(
@@ -53,20 +68,20 @@ def judge_application(settings: ApplicationSettings | None, limit: IdleLimit | N
             because=f"Connections survived {limit.proven_seconds:.0f} s of rest so far; whether they survive until"
             f" {_age(recycle)} is not known yet.",
         )
-    return _without_recycle(settings, limit)
+    return _without_recycle(settings, limit, limit.death)
 
 
-def _without_recycle(settings: ApplicationSettings, limit: IdleLimit) -> Verdict:
+def _without_recycle(settings: ApplicationSettings, limit: IdleLimit, death: Death) -> Verdict:
     limited = f"connections that rested longer than {limit.proven_seconds:.1f} s are dead, and"
     handed_out = f"pool_recycle ({_age(settings.pool_recycle)}) lets the pool hand them out"
-    silent = limit.death is Death.SILENT
     if settings.pool_recycle is None or settings.pool_pre_ping is None:
         missing = "pool_recycle" if settings.pool_recycle is None else "pool_pre_ping"
         return Verdict(verdict="unknown", because=f"The application's {missing} is not known, and it decides here.")
     if not settings.pool_pre_ping:
-        happens = f"the next query on one {HANG}" if silent else "the next query on one fails with a disconnect error"
-        return Verdict(verdict="exposed", because=f"On this path {limited} {handed_out}: {happens}.")
-    if silent:
+        return Verdict(
+            verdict="exposed", because=f"On this path {limited} {handed_out}: the next query on one {_MEETS[death]}."
+        )
+    if death is Death.SILENT:
         return Verdict(
             verdict="exposed",
             because=f"On this path {limited} {handed_out}. The pre-ping does not help: it {HANG}, because nothing"
@@ -78,11 +93,41 @@ def _without_recycle(settings: ApplicationSettings, limit: IdleLimit) -> Verdict
     )
 
 
+def _by_activity(activity: Activity | None, limit: IdleLimit) -> Verdict:
+    untold = "The application's settings are not declared (targets.*.application)"
+    if activity is None or not sum(activity.connections.values()):
+        return Verdict(
+            verdict="unknown", because=f"{untold}, and none of its sessions shows (same role, same address)."
+        )
+    rest = activity.longest_idle_seconds or 0.0
+    if limit.dead_by_seconds is not None and limit.death is not None and rest > limit.dead_by_seconds:
+        unless = ", unless its own keepalives have held it" if limit.keepalive_helps is not False else ""
+        return Verdict(
+            verdict="exposed",
+            because=f"{untold}, but the server shows a session of it that has rested longer than the"
+            f" {limit.dead_by_seconds:.1f} s a connection lives here: its next query {_MEETS[limit.death]}{unless}.",
+        )
+    return Verdict(
+        verdict="unknown",
+        because=f"{untold}. The server shows none of its sessions at rest for longer than connections live here.",
+    )
+
+
 def about_activity(activity: Activity, limit: IdleLimit | None) -> tuple[Remark, ...]:
     """What the server shows of the application's sessions, where it points to trouble no pool setting cures."""
     remarks = []
-    in_transaction = activity.longest_idle_in_transaction_seconds
-    if in_transaction is not None and in_transaction > 60:
+    in_transaction = activity.longest_idle_in_transaction_seconds or 0.0
+    held = activity.connections.get("idle_in_transaction", 0)
+    if held > 1 and not activity.connections.get("idle", 0) and in_transaction > STUCK_AFTER_SECONDS:
+        remarks.append(
+            Remark(
+                code="pool_exhausted",
+                text=f"No session of the application is free: {held} are idle in a transaction, the longest for"
+                f" {in_transaction:.0f} s. A pool in this state answers with TimeoutError (QueuePool limit reached)."
+                " That is a leak or slow work between statements; neither pre-ping nor recycle cures it.",
+            )
+        )
+    elif in_transaction > LEAKED_AFTER_SECONDS:
         remarks.append(
             Remark(
                 code="idle_in_transaction",

@@ -90,6 +90,10 @@ class Source(Protocol):
         """Forget nothing, but open a new regime and measure from the start."""
         ...
 
+    def try_again(self, target: str) -> None:
+        """Put the advice to the test now, and beside it what others would set."""
+        ...
+
     def quit(self) -> None:
         """Leave cleanly, as on SIGTERM."""
         ...

@@ -34,6 +34,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, 
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from sidecar.core.recommendation import Recommendation
 from sidecar.probes.endpoint import CannotConnect, Endpoint
 from sidecar.settings import TargetSettings
 
@@ -85,7 +86,7 @@ class TurnFailed:
 class Closed:
     """The pool gave a connection up."""
 
-    reason: str  # recycled (of age) | invalidated (found dead, or older than one found dead) | disposed (with the pool)
+    reason: str  # recycled (of age, or not as advised) | invalidated (found dead, or older than that) | disposed
     age_seconds: float
 
 
@@ -105,6 +106,7 @@ class HeldPool:
         self._recycle_seconds = None if target.pool.recycle == "auto" else float(target.pool.recycle)
         self._open = self._checked_out = 0
         self._closing = False
+        self._statement_cache_size = 100  # asyncpg's own
         self._begins_with_ping = False
         # Of the turn under way: turns are taken one after the other.
         self._deadline = 0.0
@@ -129,10 +131,15 @@ class HeldPool:
         """Open connections by state."""
         return {"checked_out": self._checked_out, "idle": self._open - self._checked_out}
 
-    def follow(self, pool_recycle_seconds: int) -> None:
-        """Recycle at this age from the next checkout on, unless the settings fix another one."""
+    def follow(self, advice: Recommendation) -> None:
+        """Recycle at the age advised from the next checkout on, unless the settings fix another one.
+
+        Where the path forgets prepared statements, connections without a cache for them replace the others.
+        """
         if self._target.pool.recycle == "auto":
-            self._recycle_seconds = float(pool_recycle_seconds)
+            self._recycle_seconds = float(advice.settings.pool_recycle)
+        if advice.connect_args.get("statement_cache_size") == 0:
+            self._statement_cache_size = 0
 
     async def run(self) -> None:
         """Take rounds until cancelled. A failed turn is a fact; only faults in the program raise."""
@@ -206,7 +213,9 @@ class HeldPool:
         # A ping that got no answer leaves time for this; the floor only matters if the loop itself was stopped.
         # Rounded, because operators are told when it passes.
         remaining = max(round(self._deadline - started, 1), 0.1)
-        driver = await self._endpoint.connect("pool", deadline_seconds=remaining)
+        driver = await self._endpoint.connect(
+            "pool", deadline_seconds=remaining, statement_cache_size=self._statement_cache_size
+        )
         self._observe(Connected(seconds=loop.time() - started))
         # Between here and `_on_connect` the dialect asks the server about types, with no deadline of its own.
         self._setup_timer = loop.call_later(remaining, self._drop_unanswered, driver)
@@ -222,6 +231,7 @@ class HeldPool:
             opened_at=asyncio.get_running_loop().time(),
             recycle_share=1 - random.uniform(0, _RECYCLE_JITTER),  # noqa: S311 - no secret
             fresh=True,
+            statement_cache_size=self._statement_cache_size,
             ping_next=self._begins_with_ping,
         )
 
@@ -234,6 +244,9 @@ class HeldPool:
         if self._recycle_seconds is not None and _age(entry) > self._recycle_seconds * info["recycle_share"]:
             info["reason"] = "recycled"
             raise DisconnectionError("of age")
+        if info["statement_cache_size"] != self._statement_cache_size:
+            info["reason"] = "recycled"
+            raise DisconnectionError("it would prepare statements")
         wanted, info["ping_next"] = info["ping_next"], not info["ping_next"]
         # What the driver knows to be dead is pinged even in a turn meant to go without: measuring costs no protection.
         if wanted or (self._target.pool.pre_ping and _driver(entry).is_closed()):

@@ -1,35 +1,129 @@
-"""Runs one trial: a SQLAlchemy engine with exactly the given settings, on the very path.
+"""Runs trials: a SQLAlchemy engine with exactly the given settings, on the very path.
 
-Nothing is simulated: it is the engine an application would build, down to the socket options. Only two things differ,
-and neither changes what is observed: the wait for a hang ends after `patience_seconds` instead of a quarter of an hour,
-and what is left over is dropped instead of closed gracefully.
+Nothing is simulated: it is the engine an application would build, down to the socket options and listeners. Only two
+things differ, and neither changes what is observed: the wait for a hang ends after `patience_seconds` instead of a
+quarter of an hour, and what is left over at the end is dropped instead of closed gracefully.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, cast
 
 import asyncpg
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from sidecar.core.trials import Setup, TrialResult
+from sidecar.core.trials import RECOMMENDED, Attempt, Setup, TrialResult
 from sidecar.probes.endpoint import CannotConnect, Endpoint
 
+log = logging.getLogger("sidecar.trial")
+
+LOOK_SECONDS = 1.0  # between two looks at what is due
+PAUSE_SECONDS = 5.0  # after a failure, before it is believed or tried again
+REMEMBERED = 50
 CONNECT_SECONDS = 10.0
 PATIENCE_SECONDS = 15.0  # longer than TCP_USER_TIMEOUT and asyncpg's graceful close together
 
 CHECKOUT_FAILED = (SQLAlchemyError, CannotConnect, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
-class NotBegun(Exception):  # noqa: N818 - no trial, no error
-    """Not even the first checkout worked: nothing was tried."""
+class TrialVoid(Exception):  # noqa: N818 - no trial, no error
+    """Nothing was tried: the database could not be reached before or after the rest."""
 
 
 class _Hang(Exception):  # noqa: N818 - what an application would call its quarter of an hour
     """Nobody answered, and nothing ended the wait."""
+
+
+class Trials:
+    """The trials of one target: runs what is due, a connection each, and holds the latest result of each setup.
+
+    `due` is asked with the results and the wall clock, `room` for how many may run at once; `began` is told whenever
+    `running` changes, `ended` every result that counts.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        endpoint: Endpoint,
+        *,
+        due: Callable[[Sequence[TrialResult], float], Iterable[Attempt]],
+        room: Callable[[], int],
+        began: Callable[[], None],
+        ended: Callable[[TrialResult], None],
+    ) -> None:
+        self._target, self._endpoint = target, endpoint
+        self._due, self._room, self._began, self._ended = due, room, began, ended
+        self._running: dict[asyncio.Task[None], str] = {}
+        self._regime = 0
+        self._renew_before = 0.0  # wall clock; older results no longer keep a trial from being due
+        self._disturbed_at = 0.0
+        self.results: tuple[TrialResult, ...] = ()
+
+    @property
+    def running(self) -> int:
+        """Trials under way: so many connections."""
+        return len(self._running)
+
+    def about(self, regime: int) -> None:
+        """Which regime's limit is on trial; results about an earlier one are forgotten."""
+        if regime != self._regime:
+            self._regime, self.results = regime, ()
+
+    def renew(self) -> None:
+        """Have every setup tried anew now."""
+        self._renew_before = time.time()
+
+    def disturbed(self) -> None:
+        """The database was restarted, moved or away: a trial that fails now says nothing about its settings."""
+        self._disturbed_at = asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Run what is due, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                before = self.running
+                self._running = {task: name for task, name in self._running.items() if not task.done()}
+                fresh = [result for result in self.results if result.at >= self._renew_before]
+                for attempt in self._due(fresh, time.time()):
+                    if self.running >= self._room():
+                        break
+                    if attempt.setup.name not in self._running.values():
+                        task = group.create_task(self._try(attempt), name=f"trial-{attempt.setup.name}")
+                        self._running[task] = attempt.setup.name
+                if self.running != before:
+                    self._began()
+
+    async def _try(self, attempt: Attempt) -> None:
+        name, began, regime = attempt.setup.name, asyncio.get_running_loop().time(), self._regime
+        try:
+            result = await try_out(self._endpoint, attempt.setup, attempt.rest_seconds)
+        except TrialVoid as reason:
+            log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
+            await asyncio.sleep(PAUSE_SECONDS)
+            return
+        if result.outcome != "ok":
+            await asyncio.sleep(PAUSE_SECONDS)  # what the heartbeat saw of it may still be on its way
+            if self._disturbed_at >= began:
+                log.debug("trial void", extra={"target": self._target, "setup": name, "reason": "an outage"})
+                return
+        if regime != self._regime:
+            return
+        self.results = (*(other for other in self.results if other.setup != attempt.setup), result)[-REMEMBERED:]
+        self._ended(result)
+        log.log(
+            logging.WARNING if name == RECOMMENDED and result.outcome != "ok" else logging.INFO,
+            "trial ended",
+            extra={"target": self._target, "setup": name, "outcome": result.outcome, "error": result.error},
+        )
 
 
 async def try_out(
@@ -37,7 +131,8 @@ async def try_out(
 ) -> TrialResult:
     """Check out, use, rest, check out again and use.
 
-    Raises NotBegun when not even the first checkout worked.
+    A failure counts only when a fresh connection works at that moment. Raises TrialVoid when none does, or when not
+    even the first checkout worked.
     """
     opened: list[asyncpg.Connection[Any]] = []
 
@@ -47,24 +142,18 @@ async def try_out(
             deadline_seconds=CONNECT_SECONDS,
             keepalive=setup.keepalive,
             user_timeout_ms=setup.user_timeout_ms,
+            statement_cache_size=100 if setup.statement_caches else 0,
         )
         opened.append(driver)
         return driver
 
-    engine = create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        pool_size=1,
-        max_overflow=0,
-        pool_recycle=int(setup.pool_recycle),
-        pool_pre_ping=setup.pool_pre_ping,
-    )
+    engine = _engine(setup, connect)
     loop = asyncio.get_running_loop()
     try:
         try:
             await _query(engine, patience_seconds)
         except (_Hang, *CHECKOUT_FAILED) as failure:
-            raise NotBegun(str(failure)) from failure
+            raise TrialVoid(str(failure)) from failure
         before, rested_from = len(opened), loop.time()
         await asyncio.sleep(rest_seconds)
         asked = loop.time()
@@ -74,14 +163,16 @@ async def try_out(
         except _Hang:
             outcome, error = "hang", f"no answer within {patience_seconds:g} s"
         except CHECKOUT_FAILED as failure:
-            cause = getattr(failure, "orig", None) or failure
-            outcome, error = "error", f"{type(cause.__cause__ or cause).__name__}: {cause.__cause__ or cause}"
+            outcome, error = "error", _told(failure)
+        took = loop.time() - asked
+        if outcome != "ok":
+            await _control(endpoint)
         return TrialResult(
             setup=setup,
             at=time.time(),
             idle_seconds=asked - rested_from,
             outcome=outcome,
-            checkout_seconds=loop.time() - asked if outcome == "ok" else None,
+            checkout_seconds=took if outcome == "ok" else None,
             reconnected=len(opened) > before if outcome == "ok" else None,
             error=error,
         )
@@ -89,6 +180,59 @@ async def try_out(
         for driver in opened:
             driver.terminate()
         await engine.dispose(close=False)
+
+
+def _engine(setup: Setup, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]) -> AsyncEngine:
+    """The engine, with the listeners the format `python` has for what SQLAlchemy has no argument for."""
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=1,
+        max_overflow=0,
+        pool_recycle=setup.pool_recycle,
+        pool_pre_ping=setup.pool_pre_ping,
+    )
+    if setup.drops:
+        event.listen(engine.sync_engine, "close", _drop)
+    after = setup.selective_pre_ping_after
+    if after is not None:
+
+        def ping_the_rested(
+            connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection
+        ) -> None:
+            now = time.monotonic()
+            if now - entry.info.get("resting_since", now) > after:
+                try:
+                    engine.dialect.do_ping(connection)
+                except Exception as error:
+                    raise InvalidatePoolError("pre-ping failed") from error
+
+        event.listen(engine.sync_engine, "checkin", _note_the_time)
+        event.listen(engine.sync_engine, "checkout", ping_the_rested)
+    return engine
+
+
+def _note_the_time(_connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+    entry.info["resting_since"] = time.monotonic()
+
+
+def _drop(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+    cast("asyncpg.Connection[Any]", entry.driver_connection).terminate()
+
+
+def _told(failure: BaseException) -> str:
+    """What the driver said: SQLAlchemy's own text would bring the statement and a link."""
+    cause = getattr(failure, "orig", None) or failure
+    cause = cause.__cause__ or cause
+    return f"{type(cause).__name__}: {cause}"
+
+
+async def _control(endpoint: Endpoint) -> None:
+    try:
+        driver = await endpoint.connect("trial", deadline_seconds=CONNECT_SECONDS)
+    except CannotConnect as failure:
+        raise TrialVoid(failure.reason) from failure
+    driver.terminate()
 
 
 async def _query(engine: AsyncEngine, patience_seconds: float) -> None:

@@ -206,6 +206,13 @@ class Measuring:
     target: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trying:
+    """The target's trials are taken anew; they end when the rest they need is over."""
+
+    target: str
+
+
 def recommendation(view: TargetView) -> dict[str, object]:
     """The advice as `/recommendation` serves it: the same bytes for as long as it stays the same."""
     shown = {name: getattr(view.recommendation, name) for name in members(Recommendation)}

@@ -18,7 +18,7 @@ from sidecar import __version__
 from sidecar.core.recommendation import Recommendation
 from sidecar.web import documents
 from sidecar.web.answers import EVENT_STREAM, JSON, PROBLEM_JSON
-from sidecar.web.routes import ADMIN, FORMATS, PAGE_DEFAULT, PAGE_MAX, PUBLIC, Route
+from sidecar.web.routes import ADMIN, FORMATS, OUTCOMES, PAGE_DEFAULT, PAGE_MAX, PUBLIC, Route
 
 Json = dict[str, Any]
 
@@ -35,7 +35,8 @@ _SCALARS: Mapping[Any, Json] = {
 _VALUES: Mapping[tuple[str, str], list[str]] = {
     ("Verdict", "verdict"): ["protected", "exposed", "unknown"],
     ("Verification", "outcome"): ["ok", "failed"],
-    ("Observation", "outcome"): ["survived", "died", "censored"],
+    ("Trial", "outcome"): ["ok", "error", "hang"],
+    ("Observation", "outcome"): [*OUTCOMES],
 }
 """What a member may say where its type is text."""
 
@@ -44,8 +45,13 @@ _EXAMPLE: Json = {
     "target": "default",
     "generated_at": "2026-11-24T03:00:00Z",
     "status": "verified",
-    "settings": {"pool_recycle": 171, "pool_pre_ping": True, "selective_pre_ping_after": None},
-    "socket": {"keepalive": {"idle": 114, "interval": 15, "count": 3}, "user_timeout_ms": 5000},
+    "settings": {
+        "pool_recycle": 171,
+        "pool_pre_ping": True,
+        "selective_pre_ping_after": None,
+        "pool_recycle_with_keepalive": 1800,
+    },
+    "socket": {"keepalive": {"idle": 102, "interval": 15, "count": 3}, "user_timeout_ms": 5000},
     "connect_args": {},
     "idle_limit": {
         "proven_seconds": 343.2,
@@ -57,7 +63,15 @@ _EXAMPLE: Json = {
         "likely": [{"id": "network_firewall", "component": "a stateful firewall that drops what it has forgotten"}],
     },
     "lifetime_limit": None,
-    "pre_ping_cost": {"round_trips": 3, "p50_ms": 1.8, "p99_ms": 4.1, "overhead_ratio": 0.3},
+    "pre_ping_cost": {
+        "round_trips": 3,
+        "p50_ms": 1.8,
+        "p99_ms": 4.1,
+        "overhead_ratio": 0.3,
+        "overhead_low": 0.28,
+        "overhead_high": 0.33,
+        "round_trips_autocommit": 1,
+    },
     "failover": {
         "outages": 2,
         "outage_seconds": {"p50": 14.2, "max": 31.5},
@@ -65,7 +79,27 @@ _EXAMPLE: Json = {
     },
     "application": {"verdict": "exposed", "because": "its pool_recycle of 1800 s lies above the idle limit"},
     "verification": {"outcome": "ok", "idle_seconds": 357.1, "checkout_ms": 6.2, "at": "2026-11-24T02:59:58.25Z"},
-    "reasons": [{"code": "idle_limit_measured", "text": "Connections die after resting between 343 and 350 seconds."}],
+    "trials": [
+        {
+            "name": "pre_ping_only",
+            "pool_recycle": -1,
+            "pool_pre_ping": True,
+            "keepalive": False,
+            "outcome": "hang",
+            "idle_seconds": 367.7,
+            "checkout_ms": None,
+            "reconnected": None,
+            "error": "no answer within 15 s",
+            "at": "2026-11-24T02:59:58.25Z",
+        }
+    ],
+    "reasons": [
+        {
+            "code": "idle_limit_measured",
+            "text": "Connections die after resting between 343 and 350 seconds.",
+            "evidence": "/evidence?target=default&outcome=died",
+        }
+    ],
     "warnings": [],
 }
 
@@ -78,6 +112,14 @@ _QUERY: Mapping[str, Json] = {
     "format": {
         "description": "The dialect of the advice.",
         "schema": {"type": "string", "enum": [*FORMATS], "default": "json"},
+    },
+    "arm": {
+        "description": "Show only what was seen by connections open for this: search, guard, keepalive, lifetime, …",
+        "schema": {"type": "string"},
+    },
+    "outcome": {
+        "description": "Show only rests that ended so.",
+        "schema": {"type": "string", "enum": [*OUTCOMES]},
     },
     "limit": {
         "description": "How many to show at most.",
@@ -154,6 +196,7 @@ _CONTENT: Mapping[str, Mapping[str, Any]] = {
     "/openapi.json": {JSON: {"type": "object"}},
     "/quitquitquit": {JSON: documents.Leaving},
     "/measure": {JSON: documents.Measuring},
+    "/trial": {JSON: documents.Trying},
 }
 """What a path answers with when all is well: content type -> the dataclass served, or a schema."""
 

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 from sidecar import __version__
 from sidecar.catalogue import known_limits
 from sidecar.core import render
+from sidecar.core.evidence import Observation
 from sidecar.core.recommendation import Recommendation
 from sidecar.core.views import Source, TargetView
 from sidecar.web import documents, page
@@ -24,6 +25,7 @@ from sidecar.web.events import Feed
 
 SERVICE = "connection-health-sidecar"
 FORMATS: tuple[str, ...] = ("json", *render.FORMATS)
+OUTCOMES = ("survived", "died", "censored")
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
 
@@ -147,7 +149,7 @@ class Handlers:
 
     def evidence(self, ask: Ask) -> Answer:
         name = self._target(ask).name
-        page, older, headers = _page("/evidence", name, self._source.observations(name), ask)
+        page, older, headers = _page("/evidence", name, _chosen(self._source.observations(name), ask), ask)
         return Answer.tagged(dumps(documents.Evidence(target=name, observations=page, next=older)), headers=headers)
 
     def outages(self, ask: Ask) -> Answer:
@@ -188,6 +190,12 @@ class Handlers:
         self._source.measure_afresh(name)
         return Answer(body=dumps(documents.Measuring(target=name)), status=HTTPStatus.ACCEPTED)
 
+    def try_again(self, ask: Ask) -> Answer:
+        _refuse_browsers(ask)
+        name = self._target(ask).name
+        self._source.try_again(name)
+        return Answer(body=dumps(documents.Trying(target=name)), status=HTTPStatus.ACCEPTED)
+
     def _target(self, ask: Ask) -> TargetView:
         """The target asked for; unnamed, `default` if there is one, else the only one."""
         targets = self._source.targets()
@@ -221,6 +229,23 @@ def _render(view: TargetView, name: str) -> Answer:
     return Answer.tagged(rendered.encode() if isinstance(rendered, str) else dumps(rendered), form.content_type)
 
 
+def _chosen(observations: Sequence[Observation], ask: Ask) -> Sequence[Observation]:
+    """Those of the arm and the outcome asked for."""
+    arm, outcome = ask.query.get("arm"), ask.query.get("outcome")
+    if outcome is not None and outcome not in OUTCOMES:
+        raise Problem(
+            HTTPStatus.BAD_REQUEST,
+            f"outcome takes one of {', '.join(OUTCOMES)}, not {outcome!r}",
+            kind="bad-parameter",
+            title="Bad parameter",
+            parameter="outcome",
+            available=OUTCOMES,
+        )
+    if arm is None and outcome is None:
+        return observations
+    return [seen for seen in observations if arm in (None, seen.arm) and outcome in (None, seen.outcome)]
+
+
 def _page(
     path: str, target: str, items: Sequence[_Item], ask: Ask
 ) -> tuple[tuple[_Item, ...], str | None, dict[str, str]]:
@@ -240,7 +265,8 @@ def _page(
     page = tuple(islice(newest_first, limit + 1))
     if len(page) <= limit:
         return page, None, {}
-    older = f"{path}?{urlencode({'target': target, 'limit': limit, 'before': page[limit - 1].id})}"
+    chosen = {name: ask.query[name] for name in ("arm", "outcome") if name in ask.query}
+    older = f"{path}?{urlencode({'target': target, 'limit': limit, **chosen, 'before': page[limit - 1].id})}"
     return page[:limit], older, {"Link": f'<{older}>; rel="next"'}
 
 
@@ -293,7 +319,7 @@ PUBLIC: tuple[Route, ...] = (
         "/evidence",
         "the observations behind the numbers, newest first",
         Handlers.evidence,
-        ("target", "limit", "before"),
+        ("target", "arm", "outcome", "limit", "before"),
     ),
     Route("/outages", "what happened to the database, newest first", Handlers.outages, ("target", "limit", "before")),
     Route("/events", "the same live, as server-sent events", Handlers.events, ("target",)),
@@ -309,4 +335,11 @@ ASSETS: tuple[Route, ...] = tuple(
 ADMIN: tuple[Route, ...] = (
     Route("/quitquitquit", "leave cleanly, as on SIGTERM", Handlers.quit, method="POST"),
     Route("/measure", "measure a target afresh", Handlers.measure, ("target",), method="POST"),
+    Route(
+        "/trial",
+        "try a target's advice, and what others would set, anew",
+        Handlers.try_again,
+        ("target",),
+        method="POST",
+    ),
 )
