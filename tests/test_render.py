@@ -205,6 +205,26 @@ def test_golden(name: str, advice: str) -> None:
     assert rendered(name, ADVICES[advice]) == golden.read_text()
 
 
+KEPT = replace(SILENT, settings=PoolSettings(pool_recycle=171, pool_pre_ping=True, pool_recycle_with_keepalive=1213))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_only_who_sets_the_keepalive_may_rely_on_it(name: str) -> None:
+    rendering = FORMATS[name].render(KEPT)
+    code = [line for line in str(rendering).splitlines() if "TCP keepalive holds this path" not in line]
+    ages = {"psycopg": "1153", "pgx": "1038 *", "rails": "1153"}  # 60 s for the sweep, a tenth for the jitter
+    if name in ("sqlalchemy", "hikaricp", "pgbouncer"):
+        assert "1213" not in "".join(code)
+        assert "171" in "".join(code)
+    elif name == "env":
+        assert {"POOL_RECYCLE=171", "POOL_RECYCLE_WITH_KEEPALIVE=1213"} <= set(code)
+    else:
+        assert re.search(rf"\b{re.escape(ages.get(name, '1213'))}", "\n".join(code))
+    without = replace(KEPT, socket=replace(KEPT.socket, keepalive=None))
+    if name not in ("sqlalchemy", "env"):
+        assert not re.search(r"\b1[12][0-9]{2}\b", str(FORMATS[name].render(without)))
+
+
 class TestSqlalchemy:
     @every_advice
     async def test_create_async_engine_takes_them(self, postgres: PostgresServer, advice: Recommendation) -> None:
@@ -235,6 +255,20 @@ class TestPython:
             )
             assert (done.returncode, done.stderr) == (0, "")
             assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+\+00:00\n", done.stdout)
+
+    async def test_replacing_a_connection_waits_for_nobody(
+        self, postgres: PostgresServer, make_path: MakePath, load: Load
+    ) -> None:
+        """On a path that fell silent SQLAlchemy alone would take 2 s for the goodbye (tests/facts)."""
+        path = await make_path(postgres, fault="silent", idle_limit=0.3)
+        engine = load("python", advised(1), postgres.url(port=path.port)).engine
+        async with engine.connect() as connection:
+            await connection.scalar(text("SELECT 1"))
+        await asyncio.sleep(1.2)
+        async with asyncio.timeout(1.9), engine.connect() as connection:
+            assert await connection.scalar(text("SELECT 1")) == 1
+        assert path.accepted == 2
+        await engine.dispose()
 
     @every_advice
     async def test_the_socket_options_are_set(

@@ -9,6 +9,7 @@ from sidecar.core.render.common import (
     check_after,
     comment,
     forgets_statements,
+    oldest,
     ping_every,
     preamble,
     swept,
@@ -126,7 +127,7 @@ _NODE_KEEPALIVE = Template("""\
 
 def pgx(advice: Recommendation) -> str:
     """A Go file with a constructor for a pgxpool. Source: pgx, pgxpool.Config and pool.go."""
-    age, period = swept(advice.settings.pool_recycle)
+    age, period = swept(oldest(advice))
     jitter = age // 10 or age / 10
     after, timeout = check_after(advice), user_timeout_seconds(advice)
     ping = _PGX_SELECTIVE_PING.substitute(after=f"{after:g}") if after else _PGX_PING
@@ -134,7 +135,7 @@ def pgx(advice: Recommendation) -> str:
         ping += _PGX_PING_TIMEOUT.substitute(timeout=_duration(timeout))
     forgets = forgets_statements(advice)
     function = _PGX.substitute(
-        recycle=advice.settings.pool_recycle,
+        recycle=oldest(advice),
         lifetime=_duration(age - jitter),
         jitter=_duration(jitter),
         period=_duration(period),
@@ -148,7 +149,7 @@ def pgx(advice: Recommendation) -> str:
 def database_sql(advice: Recommendation) -> str:
     """A Go file that opens a database/sql pool on pgx. Source: Go, database/sql; pgx, stdlib."""
     function = _DATABASE_SQL.substitute(
-        recycle=_duration(advice.settings.pool_recycle),
+        recycle=_duration(oldest(advice)),
         statements=_go_statements("config") if forgets_statements(advice) else "",
     )
     return _go(
@@ -202,7 +203,7 @@ def node_postgres(advice: Recommendation) -> str:
             " that takes as long.",
             *([f"{_STATEMENTS} Give no query a `name`."] if forgets_statements(advice) else []),
         ),
-        recycle=advice.settings.pool_recycle,
+        recycle=oldest(advice),
         keepalive=_NODE_KEEPALIVE.substitute(milliseconds=keepalive.idle * 1000) if keepalive else "",
     )
 
@@ -213,7 +214,7 @@ def npgsql(advice: Recommendation) -> str:
     parts: list[tuple[str, dict[str, object]]] = [
         (
             "Since connect, looked at when a connection leaves the pool.",
-            {"Connection Lifetime": advice.settings.pool_recycle},
+            {"Connection Lifetime": oldest(advice)},
         ),
         (
             "Pings connections at rest, in the pool too, which restarts every idle timer on the path.",

@@ -23,7 +23,18 @@ def preamble(advice: Recommendation) -> tuple[str, ...]:
     return (
         f"For target {advice.target}, advised by connection-health-sidecar. Status: {advice.status}.",
         _evidence(advice),
+        *_kept(advice),
         *(f"Warning: {warning.text}" for warning in advice.warnings),
+    )
+
+
+def _kept(advice: Recommendation) -> tuple[str, ...]:
+    kept = advice.settings.pool_recycle_with_keepalive
+    if kept is None or advice.socket.keepalive is None:
+        return ()
+    return (
+        f"TCP keepalive holds this path, seen for {kept} s. Where it is not set as below, the age of a connection must"
+        f" stay within {advice.settings.pool_recycle} s.",
     )
 
 
@@ -48,6 +59,12 @@ def wrapped(paragraph: str, taken: int = 0) -> list[str]:
     # Some languages break lines, and some parsers stumble, where textwrap sees an ordinary character.
     printable = "".join(character if character.isprintable() else " " for character in paragraph)
     return textwrap.wrap(printable, WIDTH - taken, break_long_words=False, break_on_hyphens=False)
+
+
+def oldest(advice: Recommendation) -> int:
+    """The age in seconds for a dialect that sets the keepalive advised."""
+    kept = advice.settings.pool_recycle_with_keepalive
+    return advice.settings.pool_recycle if kept is None or advice.socket.keepalive is None else kept
 
 
 def check_after(advice: Recommendation) -> float | None:

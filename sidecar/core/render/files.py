@@ -12,6 +12,7 @@ from sidecar.core.render.common import (
     comment,
     forgets_statements,
     libpq,
+    oldest,
     ping_every,
     preamble,
     swept,
@@ -25,7 +26,8 @@ HIKARI_VALIDATION_MS = 5000  # its default
 def env(advice: Recommendation) -> str:
     """`KEY=value` lines for a shell or an environment file. What is not advised is left out.
 
-    POOL_RECYCLE and POOL_SELECTIVE_PRE_PING_AFTER are seconds, POOL_PRE_PING is true or false. TCP_KEEPIDLE,
+    POOL_RECYCLE, POOL_RECYCLE_WITH_KEEPALIVE (for those who set the socket options too) and
+    POOL_SELECTIVE_PRE_PING_AFTER are seconds, POOL_PRE_PING is true or false. TCP_KEEPIDLE,
     TCP_KEEPINTVL (seconds), TCP_KEEPCNT and TCP_USER_TIMEOUT (milliseconds) are named after the socket options they
     set: libpq has connection parameters for these, but reads none of them from the environment. CONNECT_ARGS is JSON,
     quoted for the shell.
@@ -33,6 +35,7 @@ def env(advice: Recommendation) -> str:
     keepalive = advice.socket.keepalive
     values = {
         "POOL_RECYCLE": advice.settings.pool_recycle,
+        "POOL_RECYCLE_WITH_KEEPALIVE": advice.settings.pool_recycle_with_keepalive,
         "POOL_PRE_PING": "true" if advice.settings.pool_pre_ping else "false",
         "POOL_SELECTIVE_PRE_PING_AFTER": advice.settings.selective_pre_ping_after,
         "TCP_KEEPIDLE": keepalive and keepalive.idle,
@@ -99,11 +102,11 @@ def rails(advice: Recommendation) -> str:
 
     Source: Rails, ActiveRecord::ConnectionAdapters::ConnectionPool.
     """
-    age, period = swept(advice.settings.pool_recycle)
+    age, period = swept(oldest(advice))
     pool: list[tuple[str, Mapping[str, float | str]]] = [
         (
             f"Since connect, and since the last use. The reaper looks once every reaping_frequency seconds, so that"
-            f" both end within the {advice.settings.pool_recycle} s advised. max_age needs Rails 8.1; idle_timeout"
+            f" both end within the {oldest(advice)} s advised. max_age needs Rails 8.1; idle_timeout"
             " spares min_connections.",
             {"max_age": age, "idle_timeout": age, "reaping_frequency": period},
         ),

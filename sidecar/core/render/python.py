@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from string import Template
 
 from sidecar.core.recommendation import Recommendation, SocketOptions
-from sidecar.core.render.common import check_after, comment, forgets_statements, libpq, preamble, swept, wrapped
+from sidecar.core.render.common import check_after, comment, forgets_statements, libpq, oldest, preamble, swept, wrapped
 
 _SQLALCHEMY_ONLY = ("prepared_statement_cache_size", "prepared_statement_name_func")
 """Connect arguments that SQLAlchemy's dialect takes for itself and asyncpg does not know."""
@@ -30,7 +30,13 @@ engine = create_async_engine(
 $connect_args)
 
 
-${listeners}@event.listens_for(engine.sync_engine, "handle_error")
+${listeners}@event.listens_for(engine.sync_engine, "close")
+def drop(dbapi_connection, connection_record):
+    """Say goodbye, but wait for nobody: where nothing answers, a graceful close takes 2 s of a checkout."""
+    dbapi_connection.driver_connection.terminate()
+
+
+@event.listens_for(engine.sync_engine, "handle_error")
 def leave_the_demoted_primary(context):
     """A server that no longer takes writes (25006) still answers pings: have the pool connect anew.
 
@@ -194,7 +200,7 @@ def snippet(advice: Recommendation) -> str:
         ),
         imports=("import socket\n" if sockets else "") + ("import time\n" if selective else ""),
         errors="DBAPIError, InvalidatePoolError" if selective else "DBAPIError",
-        recycle=advice.settings.pool_recycle,
+        recycle=oldest(advice),
         pre_ping=advice.settings.pool_pre_ping,
         connect_args=_argument("connect_args", advice.connect_args),
         listeners=listeners,
@@ -203,7 +209,7 @@ def snippet(advice: Recommendation) -> str:
 
 def psycopg(advice: Recommendation) -> str:
     """A module with a psycopg_pool. Source: psycopg_pool, pool.py."""
-    recycle, after = advice.settings.pool_recycle, check_after(advice)
+    recycle, after = oldest(advice), check_after(advice)
     age, period = swept(recycle)
     statements = {"prepare_threshold": None} if forgets_statements(advice) else {}
     arguments = _argument("kwargs", {**libpq(advice), **statements})
@@ -225,7 +231,7 @@ def psycopg(advice: Recommendation) -> str:
 
 def asyncpg(advice: Recommendation) -> str:
     """A module that creates an asyncpg pool. Source: asyncpg, pool.py."""
-    recycle = advice.settings.pool_recycle
+    recycle = oldest(advice)
     sockets = _tcp_options(advice.socket)
     arguments = {name: _literal(value) for name, value in advice.connect_args.items() if name not in _SQLALCHEMY_ONLY}
     if sockets:
@@ -255,7 +261,7 @@ def django(advice: Recommendation) -> str:
             ' Django advises against persistent connections, and with its own pool ("pool" in OPTIONS) CONN_MAX_AGE'
             " must stay 0.",
         ),
-        recycle=advice.settings.pool_recycle,
+        recycle=oldest(advice),
         checks=check_after(advice) is not None,
         cursors="    DISABLE_SERVER_SIDE_CURSORS=True,  # a pooler on the path swaps servers\n"
         if forgets_statements(advice)
