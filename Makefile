@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-installed
 DEMO := $(VENV)/.demo-installed
 
-.PHONY: demo test lint format docs bench bench-discovery bench-failover requirements image help clean
+.PHONY: demo test lint format docs bench bench-advice bench-discovery bench-failover requirements image help clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST) | column -t -s-
@@ -34,6 +34,9 @@ docs: $(DEV)  ## write the pages in docs/ that are made from the code
 
 bench: $(DEV)  ## start-up, memory, CPU and request rate of the running service
 	$(BIN)/python -m bench.service $(ARGS)
+
+bench-advice: $(DEV)  ## what the advice is worth, beside what others set; needs root
+	$(BIN)/python -m bench.advice $(ARGS)
 
 bench-discovery: $(DEV)  ## time to the idle limit, simulated, beside the prior art
 	$(BIN)/python -m bench.discovery $(ARGS)
