@@ -84,7 +84,7 @@ class Cell:
     reconnects: int = 0
 
     def __str__(self) -> str:
-        took = f"{1000 * max(self.checkouts):.0f} ms" if self.checkouts and not self.hangs else "–"
+        took = f"{1000 * max(self.checkouts):.0f} ms" if self.checkouts and not self.hangs else "-"
         wrong = f"{len(self.errors)} errors" if self.errors else ""
         hung = f"{self.hangs} hangs" if self.hangs else ""
         return f"{', '.join(filter(None, (wrong, hung))) or '0'}; {took}; {self.reconnects}"
@@ -131,7 +131,7 @@ async def take_round(setup: Setup, row: Row, rest_seconds: float, cell: Cell) ->
         cell.connects.append(await attempt(engine, row.work, opened))
         before = len(opened)
         await asyncio.sleep(rest_seconds)
-        cell.refused.append(0)
+        refused = 0  # of this round: others of the same cell go on meanwhile
         for _ in range(ATTEMPTS):
             try:
                 cell.checkouts.append(await attempt(engine, row.work, opened))
@@ -141,8 +141,9 @@ async def take_round(setup: Setup, row: Row, rest_seconds: float, cell: Cell) ->
                 break  # the application is gone
             except (SQLAlchemyError, OSError) as error:
                 code = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
-                cell.refused[-1] += code == "25006"
+                refused += code == "25006"
                 cell.errors.append(code or type(getattr(error, "orig", error)).__name__)
+        cell.refused.append(refused)
         cell.reconnects += len(opened) - before
     finally:
         for driver in opened:
@@ -277,7 +278,8 @@ async def measure(rows: list[Row], limit: int) -> list[str]:
                 ).text
             )
             advice = await service.ask(f"/recommendation?target=row{number}")
-            print(f"{row.name}: {advice['status']}, {advice['settings']}, {advice['verification']}", file=sys.stderr)
+            settings = ", ".join(f"{name} {value}" for name, value in advice["settings"].items() if value is not None)
+            print(f"{row.name}: {advice['status']}, {settings}", file=sys.stderr)
         return modules
 
 
@@ -341,9 +343,9 @@ def show(rows: list[Row], columns: list[str], cells: Mapping[tuple[str, str], Ce
     rounds = len(cells[rows[0].name, columns[0]].connects)
     scale = limit / REAL_LIMIT_SECONDS
     print(
-        f"Limit {limit} s for {REAL_LIMIT_SECONDS:.0f} s, so 1800 s is {int(1800 * scale)} s; rest {REST * limit:.1f} s;"
-        f" {rounds} rounds a cell. In each cell: errors that reached the application; longest checkout with its query;"
-        " reconnects.\n"
+        f"Limit {limit} s for {REAL_LIMIT_SECONDS:.0f} s, so 1800 s is {int(1800 * scale)} s;"
+        f" rest {REST * limit:.1f} s; {rounds} rounds a cell. In each cell: errors that reached the"
+        " application; longest checkout with its query; reconnects.\n"
     )
     print(f"| | {' | '.join(columns)} | one connect |")
     print(f"| --- |{' --- |' * (len(columns) + 1)}")
