@@ -27,7 +27,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor
-from urllib.parse import urlencode
 
 from sidecar.core.attribution import KnownLimit, likely_culprits
 from sidecar.core.budget import Declared
@@ -171,7 +170,7 @@ def _linked(target: str, remarks: Iterable[Remark]) -> tuple[Remark, ...]:
     for remark in remarks:
         path, _, query = (remark.evidence or EVIDENCE[remark.code]).partition("?")
         if path != "/metrics":
-            path += "?" + urlencode({"target": target}) + (f"&{query}" if query else "")
+            path += f"?target={target}" + (f"&{query}" if query else "")  # names of targets need no encoding
         linked.append(replace(remark, evidence=path))
     return tuple(linked)
 
