@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeGuard, TypeVar, get_args, get_origin
 from urllib.parse import unquote
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -663,7 +662,7 @@ class _Gathered:
         self._faults: list[str] = []
         file = environ.get("SIDECAR_CONFIG") if config is None else config
         if file is not None:
-            self._tree = _read_yaml(Path(file))
+            self._tree = _read_file(Path(file))
         self._take_environment(environ)
         for dotted, value in flags.items():
             if value is not None:
@@ -765,37 +764,10 @@ def _is_service_link(name: str, environ: Mapping[str, str]) -> bool:
     return link is not None and f"{link[1]}_SERVICE_HOST" in environ
 
 
-class _GivenTwice(yaml.MarkedYAMLError):
-    """YAML forbids it, PyYAML takes the last one: half of somebody's settings would be gone without a word."""
+def _read_file(file: Path) -> object:
+    from sidecar.yaml_file import Unusable, read  # here, because many sidecars need no file
 
-
-class _Loader(yaml.SafeLoader):
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[object] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise _GivenTwice(problem="a key that was given before", problem_mark=key.start_mark)
-                seen.add(key.value)
-        return node
-
-
-def _read_yaml(file: Path) -> object:
     try:
-        tree = yaml.load(file.read_text("utf-8"), _Loader)  # noqa: S506 - it is a SafeLoader
-    except OSError as error:
-        fault = f"cannot be read: {error.strerror}: takes the path of a YAML file"
-    except yaml.MarkedYAMLError as error:
-        # The text of other errors may quote the file, and a secret with it.
-        quotable = isinstance(error, _GivenTwice | yaml.scanner.ScannerError)
-        problem = error.problem if quotable else "not valid YAML; a quote, a bracket or an indent may be missing"
-        mark = error.problem_mark
-        fault = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else f"{problem}"
-    except (yaml.YAMLError, ValueError, RecursionError):
-        fault = "not YAML in UTF-8"
-    else:
-        if isinstance(tree, dict | None):
-            return tree
-        fault = "not a section: takes keys of its own, such as targets"
-    raise ConfigurationError((f"{file}: {fault}",))
+        return read(file)
+    except Unusable as fault:
+        raise ConfigurationError((f"{file}: {fault}",)) from None

@@ -64,7 +64,7 @@ def test_it_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
     assert held >= set(listed), "tracked, but not in the wheel"
     assert {name for name in held - set(listed) if not (PROJECT / name).is_file()} == set()
     assert {name.split("/")[0] for name in held} == {"sidecar"}
-    assert {"sidecar/py.typed", "sidecar/catalogue.yaml"} <= held
+    assert {"sidecar/py.typed", "sidecar/catalogue.toml"} <= held
     assert any(re.match(r"sidecar/store/migrations/.*\.py", name) for name in held)
     assert not [name for name in held if "test" in name or name.endswith(".pyc")]
     assert "licenses/LICENSE" in metadata

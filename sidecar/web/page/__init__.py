@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from sidecar.web.answers import Answer
 
@@ -47,4 +47,4 @@ HEADERS: Mapping[str, str] = {
 @cache
 def asset(name: str) -> Answer:
     """One file, read when first asked for."""
-    return Answer.tagged((files(__package__) / name).read_bytes(), _TYPES[name])
+    return Answer.tagged(Path(__file__).with_name(name).read_bytes(), _TYPES[name])
