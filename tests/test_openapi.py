@@ -15,7 +15,7 @@ from pictures import Picture, observation, outage, target, verified
 
 from sidecar.metrics import Metrics
 from sidecar.web.openapi import document
-from sidecar.web.routes import ADMIN, PUBLIC, formats
+from sidecar.web.routes import ADMIN, FORMATS, PUBLIC
 from sidecar.web.server import HttpServer
 
 DOCUMENT = document()
@@ -102,7 +102,7 @@ async def test_answers_are_as_described(server: HttpServer, path: str) -> None:
         assert ("ETag" in response.headers) == ("ETag" in described)
 
 
-@pytest.mark.parametrize("name", formats())
+@pytest.mark.parametrize("name", FORMATS)
 async def test_every_format_is_as_described(server: HttpServer, name: str) -> None:
     address = f"http://127.0.0.1:{server.port}/recommendation?format={name}"
     async with aiohttp.ClientSession() as client, client.get(address) as response:

@@ -24,7 +24,7 @@ from sidecar.core.evidence import Interval, Outage, Spell
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
-from sidecar.web.routes import formats
+from sidecar.web.routes import FORMATS
 from sidecar.web.server import HttpServer
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -149,8 +149,8 @@ async def test_it_follows_the_running_service(
 
 async def assert_every_button_copies(page: Page, base: str) -> None:
     buttons = page.locator("button[data-format]")
-    assert [await button.get_attribute("data-format") for button in await buttons.all()] == list(formats())
-    for name in formats():
+    assert [await button.get_attribute("data-format") for button in await buttons.all()] == list(FORMATS)
+    for name in FORMATS:
         for _ in range(5):  # the advice may change between the two looks at it
             await page.locator(f"button[data-format='{name}']").click()
             await expect(page.locator(f"button[data-format='{name}']")).to_have_attribute("data-done", "copied")
@@ -248,7 +248,7 @@ async def test_a_keyboard_is_enough(base: str, open_page: Open) -> None:
     for _ in range(80):
         await page.keyboard.press("Tab")
         reached.add(await page.evaluate("document.activeElement.dataset.format ?? document.activeElement.tagName"))
-    assert {*formats(), "SUMMARY", "PRE", "A"} <= reached
+    assert {*FORMATS, "SUMMARY", "PRE", "A"} <= reached
     button = page.locator("#target-orders button[data-format=hikaricp]")
     await button.focus()
     await page.keyboard.press("Enter")

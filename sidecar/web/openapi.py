@@ -18,7 +18,7 @@ from sidecar import __version__
 from sidecar.core.recommendation import Recommendation
 from sidecar.web import documents
 from sidecar.web.answers import EVENT_STREAM, JSON, PROBLEM_JSON
-from sidecar.web.routes import ADMIN, OUTCOMES, PAGE_DEFAULT, PAGE_MAX, PUBLIC, Route, formats
+from sidecar.web.routes import ADMIN, FORMATS, OUTCOMES, PAGE_DEFAULT, PAGE_MAX, PUBLIC, Route
 
 Json = dict[str, Any]
 
@@ -111,7 +111,7 @@ _QUERY: Mapping[str, Json] = {
     },
     "format": {
         "description": "The dialect of the advice.",
-        "schema": {"type": "string", "enum": [*formats()], "default": "json"},
+        "schema": {"type": "string", "enum": [*FORMATS], "default": "json"},
     },
     "arm": {
         "description": "Show only what was seen by connections open for this: search, guard, keepalive, lifetime, …",

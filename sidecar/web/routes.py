@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlencode
 
 from sidecar import __version__
 from sidecar.catalogue import known_limits
+from sidecar.core import render
 from sidecar.core.evidence import Observation
 from sidecar.core.recommendation import Recommendation
 from sidecar.core.views import Source, TargetView
@@ -22,10 +23,8 @@ from sidecar.web.answers import EVENT_STREAM, Answer, Problem, Stream
 from sidecar.web.documents import dumps
 from sidecar.web.events import Feed
 
-if TYPE_CHECKING:
-    from sidecar.core.render import Format
-
 SERVICE = "connection-health-sidecar"
+FORMATS: tuple[str, ...] = ("json", *render.FORMATS)
 OUTCOMES = ("survived", "died", "censored")
 PAGE_DEFAULT = 100
 PAGE_MAX = 1000
@@ -56,17 +55,6 @@ class Route:
         return "GET, HEAD" if self.method == "GET" else self.method
 
 
-def formats() -> tuple[str, ...]:
-    """Every format of the advice, by name."""
-    return ("json", *_dialects())
-
-
-def _dialects() -> Mapping[str, Format]:
-    from sidecar.core.render import FORMATS  # here, because most sidecars are only ever asked for JSON
-
-    return FORMATS
-
-
 class _Identified(Protocol):
     @property
     def id(self) -> str: ...
@@ -90,7 +78,7 @@ class Handlers:
         if not _prefers_json(ask.headers.get("Accept", "")):
             return replace(page.asset("index.html"), headers={**page.HEADERS, **headers})
         routes = {route.path: route.summary for route in PUBLIC}
-        index = documents.Index(service=SERVICE, version=__version__, routes=routes, formats=formats())
+        index = documents.Index(service=SERVICE, version=__version__, routes=routes, formats=FORMATS)
         return Answer.tagged(dumps(index), headers=headers)
 
     def asset(self, ask: Ask) -> Answer:
@@ -140,13 +128,13 @@ class Handlers:
     def recommendation(self, ask: Ask) -> Answer:
         view = self._target(ask)
         name = ask.query.get("format", "json")
-        if name != "json" and name not in _dialects():
+        if name not in FORMATS:
             raise Problem(
                 HTTPStatus.BAD_REQUEST,
-                f"There is no format {name!r}; there is: {', '.join(formats())}",
+                f"There is no format {name!r}; there is: {', '.join(FORMATS)}",
                 kind="unknown-format",
                 title="Unknown format",
-                available=formats(),
+                available=FORMATS,
             )
         basis = (view.recommendation, view.generated_at)
         held = self._rendered.get((view.name, name))
@@ -236,7 +224,7 @@ class Handlers:
 def _render(view: TargetView, name: str) -> Answer:
     if name == "json":
         return Answer.tagged(dumps(documents.recommendation(view)))
-    form = _dialects()[name]
+    form = render.FORMATS[name]
     rendered = form.render(view.recommendation)
     return Answer.tagged(rendered.encode() if isinstance(rendered, str) else dumps(rendered), form.content_type)
 
