@@ -272,14 +272,11 @@ async def measure(rows: list[Row], limit: int) -> list[str]:
         print(f"measured in {time.monotonic() - began:.0f} s", file=sys.stderr)
         modules = []
         for number, row in enumerate(rows):
-            modules.append(
-                (
-                    await asyncio.to_thread(ask, service.address, f"/recommendation?target=row{number}&format=python")
-                ).text
-            )
-            advice = await service.ask(f"/recommendation?target=row{number}")
-            settings = ", ".join(f"{name} {value}" for name, value in advice["settings"].items() if value is not None)
-            print(f"{row.name}: {advice['status']}, {settings}", file=sys.stderr)
+            route = f"/recommendation?target=row{number}"
+            modules.append((await asyncio.to_thread(ask, service.address, f"{route}&format=python")).text)
+            advice = await service.ask(route)
+            advised = ", ".join(f"{name} {value}" for name, value in advice["settings"].items() if value is not None)
+            print(f"{row.name}: {advice['status']}, {advised}", file=sys.stderr)
         return modules
 
 

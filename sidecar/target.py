@@ -164,7 +164,7 @@ class Target:
         self._trials.renew()
 
     def _due_trials(self, results: Sequence[TrialResult], now_at: float) -> Iterator[Attempt]:
-        return attempts(self._derive(), self._application, results, now_at, longest_age=self._policy.max_pool_recycle)
+        return attempts(self._derived, self._application, results, now_at, longest_age=self._policy.max_pool_recycle)
 
     def _trial_ended(self, result: TrialResult) -> None:
         if kept_alive(result):
@@ -280,8 +280,9 @@ class Target:
     # -- what others see ------------------------------------------------------------------------------------------
 
     def _advise(self) -> Recommendation:
+        self._derived = self._derive()  # what is tried next, whatever trials say of it
         return after_trials(
-            self._derive(),
+            self._derived,
             self._trials.results,
             policy=self._policy,
             shortest_rest=self._target.idle.floor,

@@ -32,13 +32,14 @@ from sidecar.core.attribution import KnownLimit, likely_culprits
 from sidecar.core.budget import Declared
 from sidecar.core.evidence import Outage, Spell
 from sidecar.core.facts import Death
-from sidecar.core.idle import IdleStatus
+from sidecar.core.idle import KEEPALIVE_SHARE, IdleStatus  # what is advised is what was tried
 from sidecar.core.latency import (
     PING_ROUND_TRIPS,
     PING_ROUND_TRIPS_AUTOCOMMIT,
     PING_ROUND_TRIPS_UNCACHED,
     PING_ROUND_TRIPS_UNCACHED_AUTOCOMMIT,
     PingCost,
+    milliseconds,
 )
 from sidecar.core.recommendation import (
     FailoverFigures,
@@ -54,7 +55,7 @@ from sidecar.core.recommendation import (
     Status,
     Verdict,
 )
-from sidecar.core.trials import APPLICATION, TrialResult, counterfactuals, recommended, table, verification
+from sidecar.core.trials import APPLICATION, TrialResult, counterfactuals, latest, recommended, table, verification
 from sidecar.core.verdict import Activity, ApplicationSettings, about_activity, judge_application
 
 USER_TIMEOUT_MS = 5000  # longer than a few retransmissions, shorter than anybody's patience
@@ -63,7 +64,6 @@ UNPROVEN_KEEPALIVE_IDLE = 30  # half the shortest layer-4 default known
 LONGEST_UNPINGED_REST = 30.0  # seconds; a connection used so recently is worth the risk of one retry
 UNPINGED_SHARE = 0.1  # of the proven rest
 DECLARED_TOLERANCE = 0.05
-KEEPALIVE_SHARE = 0.3  # of the proven rest, as it is tried: one lost keepalive must not matter
 NO_STATEMENT_CACHES: Mapping[str, object] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 """Connect arguments for SQLAlchemy on asyncpg: asyncpg's cache, whose statements have names that only one backend
 knows, and the dialect's own."""
@@ -185,17 +185,17 @@ def after_trials(
 ) -> Recommendation:
     """The advice with what trials showed; withdrawn to the cautious answer when its own latest trial failed."""
     setup = recommended(advice)
-    verified = verification(trials, setup)
+    last = latest(trials, setup)
+    verified = None if last is None else verification(last)
     verdict = _tried(advice, trials, application)
     advice = replace(advice, verification=verified, trials=table(trials), application=verdict)
-    if verified is None or verified.outcome == "ok":
+    if last is None or last.outcome == "ok":
         return advice
-    failed = max((trial for trial in trials if trial.setup == setup), key=lambda trial: trial.at)
     cautious = max(1, int(min(policy.safety * shortest_rest, advice.settings.pool_recycle)))
     withdrawn = Remark(
         code="trial_failed",
         text=f"The advice (pool_recycle = {setup.pool_recycle} s) is withdrawn: a pool with exactly these settings"
-        f" failed after {verified.idle_seconds:.1f} s of rest ({failed.error}). Until a trial succeeds, the cautious"
+        f" failed after {last.idle_seconds:.1f} s of rest ({last.error}). Until a trial succeeds, the cautious"
         " setting stands.",
     )
     return replace(
@@ -211,7 +211,7 @@ def _tried(
 ) -> Verdict | None:
     """The verdict on the application, where a pool with its settings has been tried: that has the last word."""
     own = next((setup for setup in counterfactuals(advice, application) if setup.name == APPLICATION), None)
-    last = max((trial for trial in trials if trial.setup == own), key=lambda trial: trial.at, default=None)
+    last = latest(trials, own)
     if last is None or advice.application is None:
         return advice.application
     rested = f"A pool with its settings was tried on this path: after {last.idle_seconds:.1f} s of rest"
@@ -328,8 +328,8 @@ def _ping_cost(ping: PingCost | None, pooler: bool) -> PrePingCost | None:
     return PrePingCost(
         round_trips=in_transaction,
         round_trips_autocommit=autocommit,
-        p50_ms=round(ping.p50_seconds * 1000, 3),
-        p99_ms=None if ping.p99_seconds is None else round(ping.p99_seconds * 1000, 3),
+        p50_ms=milliseconds(ping.p50_seconds),
+        p99_ms=milliseconds(ping.p99_seconds),
         overhead_ratio=_rounded(ping.overhead_ratio),
         overhead_low=_rounded(ping.overhead_low),
         overhead_high=_rounded(ping.overhead_high),

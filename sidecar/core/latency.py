@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, sqrt
+from typing import overload
 
 PING_ROUND_TRIPS = 3
 """BEGIN, an empty query, ROLLBACK: SQLAlchemy's ping over asyncpg (one more the first time on a connection)."""
@@ -103,6 +104,19 @@ class PingLedger:
             overhead_high=high,
             pings=len(pings),
         )
+
+
+@overload
+def milliseconds(seconds: float) -> float: ...
+
+
+@overload
+def milliseconds(seconds: None) -> None: ...
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """As it is shown: to the microsecond, and null where it is not known."""
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:

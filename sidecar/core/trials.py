@@ -12,9 +12,10 @@ allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sidecar.core.latency import milliseconds
 from sidecar.core.recommendation import Keepalive, Recommendation, Status, Trial, Verification
 from sidecar.core.verdict import ApplicationSettings
 
@@ -144,7 +145,7 @@ def attempts(
 def due_in(results: Sequence[TrialResult], setup: Setup, now_at: float, *, rest_seconds: float = 0.0) -> float:
     """Seconds until this setup should be tried; 0 = now. Results count only for exactly these settings, and for a
     rest as long."""
-    last = _latest([result for result in results if result.idle_seconds >= rest_seconds], setup)
+    last = latest((result for result in results if result.idle_seconds >= rest_seconds), setup)
     if last is None:
         return 0.0
     again = setup.name == RECOMMENDED and last.outcome != "ok"
@@ -156,25 +157,22 @@ def kept_alive(result: TrialResult) -> bool:
     return result.setup.name == KEEPALIVE_ONLY and result.outcome == "ok" and result.reconnected is False
 
 
-def verification(results: Sequence[TrialResult], setup: Setup) -> Verification | None:
-    """The latest trial of exactly these settings."""
-    last = _latest(results, setup)
-    if last is None:
-        return None
+def verification(result: TrialResult) -> Verification:
+    """A trial of the advice's own settings, as the advice carries it."""
     return Verification(
-        outcome="ok" if last.outcome == "ok" else "failed",
-        idle_seconds=round(last.idle_seconds, 3),
-        checkout_ms=_milliseconds(last.checkout_seconds),
-        at=last.at,
+        outcome="ok" if result.outcome == "ok" else "failed",
+        idle_seconds=round(result.idle_seconds, 3),
+        checkout_ms=milliseconds(result.checkout_seconds),
+        at=result.at,
     )
 
 
 def table(results: Sequence[TrialResult]) -> tuple[Trial, ...]:
     """The latest result under each name, to be shown; the advice's own first."""
-    latest: dict[str, TrialResult] = {}
+    by_name: dict[str, TrialResult] = {}
     for result in sorted(results, key=lambda result: result.at):
-        latest[result.setup.name] = result
-    ordered = sorted(latest.values(), key=lambda result: (result.setup.name != RECOMMENDED, result.setup.name))
+        by_name[result.setup.name] = result
+    ordered = sorted(by_name.values(), key=lambda result: (result.setup.name != RECOMMENDED, result.setup.name))
     return tuple(
         Trial(
             name=result.setup.name,
@@ -183,7 +181,7 @@ def table(results: Sequence[TrialResult]) -> tuple[Trial, ...]:
             keepalive=result.setup.keepalive is not None,
             outcome=result.outcome,
             idle_seconds=round(result.idle_seconds, 3),
-            checkout_ms=_milliseconds(result.checkout_seconds),
+            checkout_ms=milliseconds(result.checkout_seconds),
             reconnected=result.reconnected,
             error=result.error,
             at=result.at,
@@ -192,9 +190,6 @@ def table(results: Sequence[TrialResult]) -> tuple[Trial, ...]:
     )
 
 
-def _latest(results: Sequence[TrialResult], setup: Setup) -> TrialResult | None:
+def latest(results: Iterable[TrialResult], setup: Setup | None) -> TrialResult | None:
+    """The newest trial of exactly these settings."""
     return max((result for result in results if result.setup == setup), key=lambda result: result.at, default=None)
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)

@@ -16,7 +16,7 @@ import orjson
 
 from sidecar.core.attribution import KnownLimit
 from sidecar.core.evidence import Observation, Outage, Spell
-from sidecar.core.latency import Spread
+from sidecar.core.latency import Spread, milliseconds
 from sidecar.core.recommendation import IdleLimit, PoolSettings, Recommendation, Status
 from sidecar.core.views import ProbeView, Readiness, Source, TargetView
 
@@ -79,17 +79,12 @@ class Latency:
     def of(cls, spread: Spread | None) -> Latency | None:
         if spread is None:
             return None
-        p99 = spread.p99_seconds
         return cls(
             count=spread.count,
-            p50_ms=_ms(spread.p50_seconds),
-            p99_ms=None if p99 is None else _ms(p99),
-            max_ms=_ms(spread.max_seconds),
+            p50_ms=milliseconds(spread.p50_seconds),
+            p99_ms=milliseconds(spread.p99_seconds),
+            max_ms=milliseconds(spread.max_seconds),
         )
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
