@@ -19,11 +19,12 @@ ladder
 
 refinement
     When the first connection dies, the others already have staggered ages around the bracket. A test of a rest no
-    shorter than such an age costs only the difference. Each test is chosen by what it is expected to tell per second
-    of waiting.
+    shorter than such an age costs only the difference. Which rest to test next, on which connection, is computed: of
+    all orders in which the connections at hand may be spent, the one that is expected to settle the bracket soonest.
 
 The ladder trades two losses against each other: narrow steps need many rests one after the other, wide steps
-overshoot T and leave a wide bracket to refine.
+overshoot T and leave a wide bracket to refine. A rung is reached the sooner, the longer ago its connection was opened,
+so narrow steps before a default delay the default. Hence two defaults rather close together have no rung between them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil, inf, log
+from math import ceil, inf, log, sqrt
 from typing import NamedTuple
 
 RESOLUTION = 1.02 / 0.98
@@ -43,8 +44,15 @@ TOLERANCE = 0.015
 DEFAULT_WEIGHT = 0.7
 """What one well-known default weighs in the prior: as much as all other limits within this many nats (one octave)."""
 
-_MARGIN = 1.02  # a rung stands this far above a default, so that the default's own connection has surely died there
-_RATIOS = ((2, 1.85), (4, 1.70), (8, 1.50), (16, 1.30))  # widest step of the ladder, by number of connections
+_MARGIN = 1 + TOLERANCE + 0.0005  # a rung stands this far above a default: just where the default itself has died
+_MERGED = 1.05  # two defaults closer together share the upper one's rung: a bracket this narrow is settled anyway
+_STEPS = ((2, 2.3), (4, 2.0), (8, 1.5), (16, 1.3))  # widest step of the ladder, by number of connections
+_LEFT_OPEN = 1.75  # between two defaults no further apart than this no rung is added
+
+_SAME = 1.0001  # rests closer together are not told apart
+_FRESH = 0.9  # what a bracket costs that only connections opened anew can settle, in units of its lower end
+_MOST_PLANNED = 6  # connections that enter a plan: more would only cost time to think
+_MOST_CELLS = 14  # of a bracket, in a plan
 
 
 class Use(NamedTuple):
@@ -94,12 +102,17 @@ def rungs(floor: float, cap: float, connections: int, defaults: Iterable[float] 
     """
     if not 0 < floor < cap:
         raise ValueError(f"floor must be above 0 and below cap, not {floor} and {cap}")
-    anchors = sorted({floor, cap, *(default * _MARGIN for default in defaults if floor <= default <= cap)})
-    ratio = _widest_step(connections)
-    ladder = [anchors[0]]
+    anchors = [floor]
+    for rung in sorted({cap, *(default * _MARGIN for default in defaults if floor <= default <= cap)}):
+        if len(anchors) > 1 and rung <= anchors[-1] * _MERGED:
+            anchors.pop()
+        if rung > floor:
+            anchors.append(rung)
+    step = _widest_step(connections)
+    ladder = [floor]
     for start, end in pairwise(anchors):
-        steps = ceil(log(end / start) / log(ratio) - 1e-9)
-        ladder += [start * (end / start) ** (step / steps) for step in range(1, steps)]
+        steps = 1 if end <= start * _LEFT_OPEN else ceil(log(end / start) / log(step) - 1e-9)
+        ladder += [start * (end / start) ** (n / steps) for n in range(1, steps)]
         ladder.append(end)
     return tuple(ladder)
 
@@ -114,37 +127,94 @@ def next_rung(ladder: Sequence[float], proven: float, taken: Collection[float]) 
 
 
 def best_test(low: float, high: float, ages: Mapping[int, float], prior: Prior) -> Use:
-    """The next test inside the bracket, all in seconds: most is expected of it per second of waiting.
+    """The next test inside the bracket, all in seconds: the first of the plan that is expected to settle it soonest.
 
     `ages` maps each connection that may be used to how long it has rested; it may not be empty. `low` may be 0.
     """
     bottom = max(low, high / 8)  # nothing survived yet: look at the next octaves below, not at all of them
-    steps = 48
-    grid = [bottom * (high / bottom) ** (step / steps) for step in range(1, steps)]
-    whole = prior.mass(bottom, high)
-    best, best_score = None, -inf
-    for rest in sorted({*grid, *(age for age in ages.values() if bottom < age < high)}):
-        ready = [connection for connection, age in ages.items() if age <= rest]
-        if not ready:
-            continue
-        connection = max(ready, key=ages.__getitem__)
-        score = _entropy(prior.mass(bottom, rest) / whole) / (rest - ages[connection] + 0.1 * high)
-        if score > best_score:
-            best, best_score = Use(connection, rest), score
-    if best is None:  # every connection is older than the bracket: start the youngest over
+    inside = sorted(((age, connection) for connection, age in ages.items() if age < high), reverse=True)
+    plan = _Plan(bottom, high, [age for age, _ in inside[:_MOST_PLANNED]], prior)
+    first = plan.first()
+    if first is None:  # every connection is older than the bracket: start the youngest over
         return Use(min(ages, key=ages.__getitem__), 0.0)
-    return best
+    rest, n = first
+    return Use(inside[n][1], rest)
 
 
-def _entropy(p: float) -> float:
-    return 0.0 if not 0 < p < 1 else -(p * log(p) + (1 - p) * log(1 - p))
+class _Plan:
+    """All orders in which connections may be spent on a bracket, by dynamic programming.
+
+    A state is the bracket that is left, the connections not used yet and the time passed; its value the waiting still
+    expected, each limit weighed by what the prior gives it and by its reciprocal, because time counts in units of the
+    limit. Of the connections young enough for a test the oldest gets there first, and is of no use for shorter rests.
+    """
+
+    def __init__(self, low: float, high: float, ages: Sequence[float], prior: Prior) -> None:
+        self._ages = ages  # oldest first
+        self._cell = max(RESOLUTION, (high / low) ** (1 / _MOST_CELLS))
+        self._grid = self._points(low, high, prior)
+        self._weight = [0.0]
+        for start, end in pairwise(self._grid):
+            self._weight.append(self._weight[-1] + prior.mass(start, end) / sqrt(start * end))
+        self._values: dict[tuple[int, int, int, float], float] = {}
+
+    def first(self) -> tuple[float, int] | None:
+        """The rest to test first, and the place of its connection among the ages; None when there is none."""
+        best = self._best(0, len(self._grid) - 1, (1 << len(self._ages)) - 1, 0.0)[1]
+        return None if best is None else (self._grid[best[0]], best[1])
+
+    def _points(self, low: float, high: float, prior: Prior) -> list[float]:
+        """The rests worth testing: whole cells, the edges of defaults, what costs no waiting."""
+        cells = range(1, ceil(log(high / low) / log(self._cell)))
+        points = {low * self._cell**n for n in cells} | {sqrt(low * high), *self._ages}
+        for default in prior.defaults:
+            points |= {default * (2 - _MARGIN), default * _MARGIN}
+        grid = [low]
+        for point in sorted(points):
+            if grid[-1] * _SAME < point < high / _SAME:
+                grid.append(point)
+        return [*grid, high]
+
+    def _best(self, lo: int, hi: int, unused: int, passed: float) -> tuple[float, tuple[int, int] | None]:
+        grid, ages = self._grid, self._ages
+        weight = self._weight[hi] - self._weight[lo]
+        best, choice = inf, None
+        ready = [(age + passed, n) for n, age in enumerate(ages) if unused >> n & 1]
+        middle = (lo + hi) // 2
+        # The middle first: it is the likeliest choice, and a good one rules out others early.
+        for at in sorted(range(lo + 1, hi), key=lambda at: abs(at - middle)):
+            rest = grid[at]
+            age, n = next(((age, n) for age, n in ready if age <= rest * _SAME), (inf, -1))
+            if n < 0:
+                continue
+            wait = max(0.0, rest - age)
+            value = wait * weight
+            if value >= best:
+                continue
+            left, then = unused & ~(1 << n), passed + wait
+            value += self._value(lo, at, left, then)
+            if value < best:
+                value += self._value(at, hi, left, then)
+            if value < best:
+                best, choice = value, (at, n)
+        return best, choice
+
+    def _value(self, lo: int, hi: int, unused: int, passed: float) -> float:
+        if self._grid[hi] <= self._grid[lo] * self._cell * _SAME:
+            return 0.0
+        state = (lo, hi, unused, passed)
+        value = self._values.get(state)
+        if value is None:
+            fresh = _FRESH * self._grid[lo] * (self._weight[hi] - self._weight[lo])
+            value = self._values[state] = min(fresh, self._best(lo, hi, unused, passed)[0])
+        return value
 
 
 def _widest_step(connections: int) -> float:
     """The largest ratio between two rungs, interpolated between the numbers of connections that were simulated."""
-    if connections <= _RATIOS[0][0]:
-        return _RATIOS[0][1]
-    for (fewer, wide), (more, narrow) in pairwise(_RATIOS):
+    if connections <= _STEPS[0][0]:
+        return _STEPS[0][1]
+    for (fewer, wide), (more, narrow) in pairwise(_STEPS):
         if connections <= more:
             return wide + (narrow - wide) * log(connections / fewer) / log(more / fewer)
-    return _RATIOS[-1][1]
+    return _STEPS[-1][1]
