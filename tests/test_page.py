@@ -89,7 +89,7 @@ def open_page(browser: Browser) -> Open:
 
 
 async def until_it_answers(service: Service) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if await service.ask("/livez") is not None:
                 return

@@ -19,7 +19,8 @@ import pytest
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, ServerError
 
-LIMIT = 0.6  # seconds; rests of half of it must survive, rests of twice as much must not
+LIMIT = 1.0  # seconds; rests of half of it must survive, rests of twice as much must not
+PATIENCE = 60.0  # seconds; only a fault takes so long
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # answered by one byte, the shortest use there is
 LOST = (OSError, asyncpg.ConnectionDoesNotExistError)
 
@@ -33,7 +34,7 @@ class Client:
         self.ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         connection.add_termination_listener(lambda _: self.ended.set_result(time.monotonic()))
 
-    async def use(self, timeout: float = 10.0) -> int:
+    async def use(self, timeout: float = PATIENCE) -> int:
         """The port of the server that answers. TimeoutError: no answer. LOST: an answer, namely RST or FIN."""
         port = await asyncio.wait_for(self.connection.fetchval("SELECT inet_server_port()"), timeout)
         self.used = time.monotonic()
@@ -49,7 +50,7 @@ async def connect():
     opened: list[Client] = []
 
     async def connect(server: PostgresServer, path: FaultyPath) -> Client:
-        opened.append(Client(await asyncpg.connect(server.url(port=path.port), timeout=10)))
+        opened.append(Client(await asyncpg.connect(server.url(port=path.port), timeout=PATIENCE)))
         return opened[-1]
 
     yield connect
@@ -103,7 +104,7 @@ async def test_rst_and_fin_are_what_goes_over_the_wire(postgres, make_path, faul
         assert reader.at_eof() == (fault == "close")
         writer.write(SSL_REQUEST)
         try:
-            answer = "fin" if await asyncio.wait_for(reader.read(), 10) == b"" else "data"
+            answer = "fin" if await asyncio.wait_for(reader.read(), PATIENCE) == b"" else "data"
         except ConnectionResetError:
             answer = "rst"
         assert answer == ending
@@ -112,25 +113,25 @@ async def test_rst_and_fin_are_what_goes_over_the_wire(postgres, make_path, faul
 async def test_close_is_noticed_at_rest_at_the_limit(postgres, make_path, connect):
     client = await connect(postgres, await make_path(postgres, "close", idle_limit=LIMIT))
     await client.use()
-    rested = await asyncio.wait_for(client.ended, 10) - client.used
-    assert LIMIT - 0.05 < rested < LIMIT + 1  # generous above: the machine may be busy
+    rested = await asyncio.wait_for(client.ended, PATIENCE) - client.used
+    assert LIMIT - 0.05 < rested < LIMIT * 3  # generous above: the machine may be busy
     with pytest.raises(asyncpg.InterfaceError, match="closed"):
         await client.use()
 
 
 async def test_a_lifetime_limit_ends_a_connection_however_busy(postgres, make_path, connect):
-    client = await connect(postgres, await make_path(postgres, "close", idle_limit=10, lifetime_limit=LIMIT))
+    client = await connect(postgres, await make_path(postgres, "close", idle_limit=60, lifetime_limit=LIMIT))
     opened = time.monotonic()
     with contextlib.suppress(*LOST, asyncpg.InterfaceError):  # met between two uses, or by one
         while not client.ended.done():
             await client.use()
-    assert LIMIT - 0.1 < await asyncio.wait_for(client.ended, 10) - opened < LIMIT + 1
+    assert LIMIT - 0.1 < await asyncio.wait_for(client.ended, PATIENCE) - opened < LIMIT * 3
 
 
 async def test_two_populations_behind_one_address(postgres, make_path, connect):
     path = await make_path(postgres, "close", idle_limit=lambda number: LIMIT if number % 2 else 60)
     lucky, unlucky, another_lucky = [await connect(postgres, path) for _ in range(3)]
-    await asyncio.wait_for(unlucky.ended, 10)
+    await asyncio.wait_for(unlucky.ended, PATIENCE)
     assert not lucky.ended.done()
     assert not another_lucky.ended.done()
     assert path.accepted == 3
@@ -141,7 +142,7 @@ async def test_a_changed_limit_holds_for_new_connections_only(postgres, make_pat
     old = await connect(postgres, path)
     path.idle_limit = LIMIT
     new = await connect(postgres, path)
-    await asyncio.wait_for(new.ended, 10)
+    await asyncio.wait_for(new.ended, PATIENCE)
     assert await old.use() == postgres.port
 
 
@@ -169,7 +170,7 @@ async def test_pause_holds_everything_back_and_resume_delivers_it(postgres, make
     path.resume()
     assert await answer == postgres.port
     assert await (await newcomer).use() == postgres.port
-    await asyncio.wait_for(doomed.ended, 10)
+    await asyncio.wait_for(doomed.ended, PATIENCE)
 
 
 async def test_a_paused_path_still_forgets_what_rests_too_long(postgres, make_path, connect):
@@ -197,7 +198,7 @@ async def test_reset_all_is_noticed_at_rest(postgres, make_path, connect):
     path = await make_path(postgres)
     clients = [await connect(postgres, path) for _ in range(3)]
     path.reset_all()
-    await asyncio.wait_for(asyncio.gather(*(client.ended for client in clients)), 10)
+    await asyncio.wait_for(asyncio.gather(*(client.ended for client in clients)), PATIENCE)
     assert path.connections == 0
 
 
@@ -217,19 +218,21 @@ async def test_a_taken_port_is_given_up_for_another(postgres):
 
 
 async def test_a_path_leaves_no_task_and_no_descriptor(postgres):
-    async def forward_and_fail(fault: str) -> None:
-        async with FaultyPath(HOST, postgres.port, fault, idle_limit=0.1) as path:
-            clients = [await asyncpg.connect(postgres.url(port=path.port)) for _ in range(3)]
-            await asyncio.sleep(0.3)
-            path.pause()
+    async def forward_and_fail(*faults: str) -> None:
+        async with contextlib.AsyncExitStack() as paths:
+            clients = []
+            for fault in faults:
+                path = await paths.enter_async_context(FaultyPath(HOST, postgres.port, fault, idle_limit=LIMIT))
+                clients += [await asyncpg.connect(postgres.url(port=path.port)) for _ in range(3)]
+                paths.callback(path.pause)
+            await asyncio.sleep(LIMIT * 2)
         for client in clients:
             client.terminate()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
 
     await forward_and_fail("silent")  # whatever is imported or opened once
     before = psutil.Process().num_fds(), len(asyncio.all_tasks())
-    for fault in ("silent", "reset", "close"):
-        await forward_and_fail(fault)
+    await forward_and_fail("silent", "reset", "close")
     assert (psutil.Process().num_fds(), len(asyncio.all_tasks())) == before
 
 
@@ -316,7 +319,7 @@ def test_nothing_remains_of_a_server_whose_owner_was_killed():
 
 
 async def ask(server: PostgresServer, query: str) -> object:
-    connection = await asyncpg.connect(server.url(), timeout=10)
+    connection = await asyncpg.connect(server.url(), timeout=PATIENCE)
     try:
         return await connection.fetchval(query)
     finally:

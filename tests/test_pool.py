@@ -49,7 +49,7 @@ class Log:
     async def until(self, holds: Callable[[PoolFact], bool], count: int = 1) -> PoolFact:
         """The `count`-th fact from now on for which it `holds`."""
         seen = len(self.facts)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 for fact in self.facts[seen:]:
                     seen += 1
@@ -311,7 +311,7 @@ async def test_ends_at_once_on_a_path_that_answers_nothing(
 ) -> None:
     """`held` cancels and closes; nothing of it may wait for the ping, the goodbye, or the timeout of 60 s."""
     path = await make_path(postgres)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         async with held(postgres.url(port=path.port), size=2, timeout=60) as (pool, log):
             await log.until(turned, count=4)
             path.pause()

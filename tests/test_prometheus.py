@@ -31,8 +31,6 @@ QUERIES = [
 ]
 VARIABLES = {"$target": ".*", "$instance": ".*", "$__rate_interval": "1m", "$__range": "1h"}
 
-pytestmark = pytest.mark.xdist_group("prometheus")
-
 
 def until(ask: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first answer that is not empty."""

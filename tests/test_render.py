@@ -470,7 +470,7 @@ class TestAsyncpg:
             assert pool.get_size() == 2
         await asyncio.sleep(1.2)
         assert pool.get_size() == 0
-        async with asyncio.timeout(5), pool.acquire() as connection:
+        async with asyncio.timeout(60), pool.acquire() as connection:
             assert await connection.fetchval("SELECT 1") == 1
         await pool.close()
 

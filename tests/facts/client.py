@@ -55,7 +55,7 @@ async def borrow(engine: AsyncEngine) -> int:
         return int((await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one())
 
 
-async def until(holds: Callable[[], object], seconds: float = 10) -> None:
+async def until(holds: Callable[[], object], seconds: float = 60) -> None:
     """Wait for something that happens elsewhere. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 - what is waited for has no event

@@ -31,7 +31,7 @@ async def standby() -> AsyncIterator[PostgresServer]:
         (server.directory / "data" / "standby.signal").touch()
         # `start` waits for a server that takes writes, so it returns with the promotion.
         starting = asyncio.create_task(asyncio.to_thread(server.start))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await promoted(server) is None:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0.02)
         yield server

@@ -29,7 +29,7 @@ async def nothing_arrives(tap: Tap, name: str, seconds: float = 0.5) -> None:
 
 async def use_until(driver: Any, holds: Callable[[], object]) -> None:
     """Signals between processes take a moment; a parameter comes with the answer to the first use after them."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not holds():
             await driver.execute("SELECT 1")
             await asyncio.sleep(0.01)

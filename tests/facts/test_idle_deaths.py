@@ -195,7 +195,7 @@ async def test_readable_data_is_not_death(postgres: PostgresServer) -> None:
     async with resting(postgres) as (driver, witness), driver_for(postgres) as other:
         await driver.add_listener("news", lambda *_: heard.set())
         await other.execute("NOTIFY news")
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 60)
         assert not witness.terminated
         assert await driver.fetchval("SELECT 1") == 1
 

@@ -195,7 +195,7 @@ class TestDemotedPrimary:
         async with engine.begin() as connection:
             await connection.exec_driver_sql("INSERT INTO written SELECT now()")
 
-    async def refusal(self, engine: Any, seconds: float = 5) -> DBAPIError:
+    async def refusal(self, engine: Any, seconds: float = 60) -> DBAPIError:
         """The first write refused; the reload takes a moment to reach the backend."""
         async with asyncio.timeout(seconds):
             while True:

@@ -147,7 +147,7 @@ async def pod(make_server: Callable[..., PostgresServer], tmp_path: Path) -> Asy
 
 async def answered(url: str) -> str:
     base, _, path = url.rpartition("/")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(Unreachable):
                 reply = await asyncio.to_thread(ask, base, f"/{path}")
@@ -178,7 +178,7 @@ async def test_a_job_with_a_plain_sidecar_ends(pod: Pod) -> None:
     assert report.returncode == 0, errors.decode()
     assert b"server_version" in output
     # The second container ends by itself, and well: so does the Job.
-    assert await asyncio.wait_for(pod.sidecar.wait(), 20) == 0
+    assert await asyncio.wait_for(pod.sidecar.wait(), 60) == 0
 
 
 async def test_without_a_sidecar_the_application_is_cautious(postgres: PostgresServer) -> None:

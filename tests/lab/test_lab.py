@@ -142,7 +142,7 @@ async def connected(
         sock.setblocking(False)
         for option in socket_options:
             sock.setsockopt(*option)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await asyncio.get_running_loop().sock_connect(sock, (endpoint.host, endpoint.port))
         client = Client(sock)
         assert (await client.start(endpoint.database, options)).how == "answer"
