@@ -6,7 +6,7 @@ import copy
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from sidecar.core.advice import Policy, advise
 from sidecar.core.evidence import Interval, Outage, Spell
 from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
 from sidecar.core.failover import (
@@ -45,7 +46,9 @@ from sidecar.core.failover import (
     WriteAnswered,
     diagram,
 )
+from sidecar.core.idle import IdleMachine
 from sidecar.core.outages import found_over, over, spells
+from sidecar.core.recommendation import FailoverFigures, Quantiles, Recommendation
 
 EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
 EPOCH = 1_790_000_000.0  # wall clock minus monotonic clock
@@ -70,6 +73,13 @@ SILENT = Ending(noticed="deadline")
 RESET = Ending(noticed="reading", signal="rst")
 CLOSED = Ending(noticed="reading", signal="fin")
 IDLE_SESSION = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="… idle-session")
+
+
+def advised(outages: Sequence[Outage]) -> Recommendation:
+    """The advice where nothing but these is known."""
+    machine = IdleMachine(target="db", run="run", epoch=EPOCH, connections=8, floor=5.0, cap=3600.0)
+    policy = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
+    return advise(target="db", policy=policy, shortest_rest=5.0, idle=machine.status(0.0), outages=outages)
 
 
 def make(now: float = 100.0, at: float | None = None, jitter: Callable[[], float] = lambda: 0.0) -> FailoverMachine:
@@ -276,13 +286,28 @@ def test_an_outage_nobody_saw_the_end_of_ended_some_time_since() -> None:
     )
     readable = found_over(outage, 500.0, writable=False)
     assert readable.connect == done
-    assert readable.read == Spell(began=began, ended=Interval(after=101.0, until=500.0))
+    assert readable.read == Spell(began=began, ended=Interval(after=101.0, until=500.0), watched=False)
     assert not over(readable)
     closed = found_over(readable, 600.0, writable=True)
     assert over(closed)
     assert closed.read == readable.read
     assert closed.write is not None
-    assert (closed.write.shortest_seconds, closed.write.middle_seconds, closed.write.longest_seconds) == (0, 250, 500)
+    assert (closed.write.shortest_seconds, closed.write.longest_seconds) == (0, 500)
+    assert closed.write.middle_seconds is None  # most of that time nobody was there to look
+
+
+def test_an_outage_nobody_saw_the_end_of_counts_but_lends_no_figure() -> None:
+    spell = Spell(began=Interval(after=100.0, until=101.0), ended=Interval(after=103.0, until=104.0))
+    watched = Outage(id="x-1", target="db", kind="restart", connect=spell, read=spell, write=spell)
+    left_open = replace(watched, id="x-2", connect=None, write=replace(spell, ended=None))
+    figures = advised([watched, found_over(left_open, 5000.0, writable=True)]).failover
+    assert figures == FailoverFigures(
+        outages=2, outage_seconds=Quantiles(p50=3.0, max=3.0), write_outage_seconds=Quantiles(p50=3.0, max=3.0)
+    )
+    lost = replace(watched, connect=None, read=replace(spell, ended=None), write=replace(spell, ended=None))
+    assert advised([found_over(lost, 5000.0, writable=True)]).failover == FailoverFigures(
+        outages=1, outage_seconds=None, write_outage_seconds=None
+    )
 
 
 def test_the_diagram_shows_every_transition() -> None:

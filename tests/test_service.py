@@ -366,6 +366,10 @@ async def test_an_outage_left_open_by_an_earlier_life_is_closed_on_contact(
         assert outage[what]["began"] == left_open[what]["began"]
         assert outage[what]["ended"]["after"] == outage[what]["began"]["until"]
         assert outage[what]["longest_seconds"] > 0
+        assert outage[what]["watched"] is False
+    # Its length is mostly that of the sidecar's own absence, and no figure for a runbook.
+    figures = await second.until("/recommendation", lambda advice: advice["failover"])
+    assert figures["failover"] == {"outages": 1, "outage_seconds": None, "write_outage_seconds": None}
 
 
 @pytest.mark.parametrize("mode", ["crash", "fast", "immediate"])

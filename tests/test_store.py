@@ -67,7 +67,9 @@ FULL_OUTAGE = Outage(
     detail="crash",
     connect=Spell(began=Interval(after=0.1, until=0.30000000000000004), ended=Interval(after=14.2, until=14.3)),
     read=Spell(began=Interval(after=1.0, until=1.5)),
-    write=Spell(began=Interval(after=1.0, until=1.5), ended=Interval(after=15.9, until=math.nextafter(16, 17))),
+    write=Spell(
+        began=Interval(after=1.0, until=1.5), ended=Interval(after=15.9, until=math.nextafter(16, 17)), watched=False
+    ),
     before=SERVER,
     after=dataclasses.replace(SERVER, address="10.0.0.8:5432", timeline=3, in_recovery=None),
     addresses_before=("10.0.0.7",),

@@ -438,6 +438,7 @@ async def test_outages_are_written_out(client: aiohttp.ClientSession, picture: P
         "ended": {"after": "2026-11-24T12:00:10Z", "until": "2026-11-24T12:00:10.100000Z"},
         "shortest_seconds": 9.5,
         "longest_seconds": pytest.approx(10.1),
+        "watched": True,
     }
     assert shown["write"]["ended"] is shown["write"]["longest_seconds"] is None
     assert shown["after"]["started_at"] == "2026-11-24T12:00:00Z"

@@ -358,7 +358,10 @@ def _about_ping_cost(ping: PingCost | None, pooler: bool) -> tuple[Remark, ...]:
 
 
 def _failover(outages: Sequence[Outage]) -> FailoverFigures | None:
-    """How long outages lasted: the middle of each interval, because that is the least wrong single number."""
+    """How long outages lasted: the middle of each interval, because that is the least wrong single number.
+
+    All are counted, but those whose end nobody watched have no length to tell.
+    """
     if not outages:
         return None
     return FailoverFigures(

@@ -45,10 +45,15 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spell:
-    """A time in which something (connecting, reading, writing) was not possible. `ended` is None while it lasts."""
+    """A time in which something (connecting, reading, writing) was not possible. `ended` is None while it lasts.
+
+    `watched` is False where the sidecar was away when it ended: it was over at the next contact, and how long before is
+    anybody's guess.
+    """
 
     began: Interval
     ended: Interval | None = None
+    watched: bool = True
 
     @property
     def shortest_seconds(self) -> float | None:
@@ -60,9 +65,9 @@ class Spell:
 
     @property
     def middle_seconds(self) -> float | None:
-        """Between shortest and longest: the least wrong single number."""
+        """Between shortest and longest: the least wrong single number. None where any would be wrong."""
         shortest, longest = self.shortest_seconds, self.longest_seconds
-        return None if shortest is None or longest is None else (shortest + longest) / 2
+        return None if shortest is None or longest is None or not self.watched else (shortest + longest) / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
     def ended(spell: Spell | None) -> Spell | None:
         if spell is None or spell.ended is not None:
             return spell
-        return replace(spell, ended=Interval(after=spell.began.until, until=max(at, spell.began.until)))
+        return replace(spell, ended=Interval(after=spell.began.until, until=max(at, spell.began.until)), watched=False)
 
     return replace(
         outage,

@@ -153,4 +153,8 @@ def _without_key(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spell(stored: Mapping[str, Any]) -> Spell:
-    return Spell(began=Interval(**stored["began"]), ended=stored["ended"] and Interval(**stored["ended"]))
+    return Spell(
+        began=Interval(**stored["began"]),
+        ended=stored["ended"] and Interval(**stored["ended"]),
+        watched=stored.get("watched", True),  # not told before there was a word for it
+    )

@@ -223,7 +223,7 @@ const SPELLS = ["connect", "read", "write"];
 function outageItem(outage, now) {
   const spells = SPELLS.map((name) => outage[name] && [name, outage[name]]).filter(Boolean);
   const began = Math.min(...spells.map(([, spell]) => Date.parse(spell.began.until)));
-  const length = (spell) => spell.ended ? between(spell.shortest_seconds, spell.longest_seconds) : `${span(Math.max(0, Math.floor((now - Date.parse(spell.began.until)) / 1000)))} so far`;
+  const length = (spell) => spell.ended ? between(spell.shortest_seconds, spell.longest_seconds) + (spell.watched ? "" : ", unwatched") : `${span(Math.max(0, Math.floor((now - Date.parse(spell.began.until)) / 1000)))} so far`;
   const lasting = spells.some(([, spell]) => !spell.ended);
   return element("li", { class: lasting ? "lasting" : null },
     element("strong", {}, outage.kind.replace("_", " ")), outage.detail ? ` (${outage.detail})` : "", " ",
