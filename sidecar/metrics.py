@@ -76,6 +76,11 @@ class Counts:
         self._ping_failures = self._counter(
             "pre_ping_failures", "Pre-pings that found the connection dead.", {"target": names}
         )
+        self._stale_writers = self._counter(
+            "stale_writers",
+            "Connections of the held pool found to answer reads while they would refuse writes.",
+            {"target": names},
+        )
         self._deaths = self._counter(
             "connection_deaths",
             "Connections that ended, by how it showed and why.",
@@ -102,6 +107,9 @@ class Counts:
 
     def pre_ping_failed(self, target: str) -> None:
         self._ping_failures[target,].inc()
+
+    def stale_writer_found(self, target: str) -> None:
+        self._stale_writers[target,].inc()
 
     def connection_died(self, target: str, death: Death, cause: Cause) -> None:
         self._deaths[target, death, cause].inc()

@@ -13,7 +13,7 @@ from sidecar.core.advice import Policy, advise, after_trials
 from sidecar.core.attribution import defaults
 from sidecar.core.budget import LEAST, Declared, connections_to_spare
 from sidecar.core.commands import Budget
-from sidecar.core.evidence import Observation, Outage
+from sidecar.core.evidence import STALE_WRITER, Observation, Outage
 from sidecar.core.facts import Cause, Disturbed
 from sidecar.core.idle import Arm, IdleMachine, IdleStatus, Stage
 from sidecar.core.latency import PingCost, PingLedger, Spread
@@ -27,7 +27,7 @@ from sidecar.metrics import Counts
 from sidecar.probes.endpoint import Endpoint
 from sidecar.probes.heartbeat import Watch
 from sidecar.probes.observer import keep_observing
-from sidecar.probes.pool import CheckedOut, Closed, HeldPool, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.pool import CannotWrite, CheckedOut, Closed, HeldPool, PoolFact, PrePinged, TurnFailed
 from sidecar.probes.surveyor import Surveyor
 from sidecar.probes.trial import Trials
 from sidecar.settings import Settings
@@ -245,8 +245,21 @@ class Target:
             case TurnFailed():
                 log.debug("checkout failed", extra={"target": self.name, "stage": fact.stage, "error": fact.error})
                 self._watch.suspect()
+            case CannotWrite():
+                self._stale_writer(fact)
             case Closed():
-                log.debug("pooled connection closed", extra={"target": self.name, "reason": fact.reason})
+                log.debug(
+                    "pooled connection closed", extra={"target": self.name, "reason": fact.reason, "death": fact.death}
+                )
+                if fact.death is not None:
+                    self._watch.pooled_lost(fact.death, seconds_since_well=fact.seconds_since_use)
+
+    def _stale_writer(self, fact: CannotWrite) -> None:
+        if not self._watch.status.writes_expected:
+            return  # a replica: nobody meant to write there
+        self._metrics.stale_writer_found(self.name)
+        self._watch.pooled_lost(STALE_WRITER, seconds_since_well=fact.seconds_since_writable)
+        log.warning("stale writer: answers every pre-ping, would refuse every write", extra={"target": self.name})
 
     def _outage(self, outage: Outage) -> None:
         before = self.outages.get(outage.id)

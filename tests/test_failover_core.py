@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core.advice import Policy, advise
-from sidecar.core.evidence import Interval, Outage, Spell
+from sidecar.core.evidence import STALE_WRITER, Interval, Outage, Spell
 from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
 from sidecar.core.failover import (
     IN_FLIGHT,
@@ -403,19 +403,19 @@ def test_a_timeline_that_lags_behind_is_corrected_by_the_server_that_writes() ->
 
 def test_errors_and_losses_are_counted() -> None:
     script = Script().healthy()
-    script.see(PooledLost(death=Death.FATAL, well_at=script.now - 0.5))  # noticed before our own
+    script.see(PooledLost(loss=Death.FATAL, well_at=script.now - 0.5))  # noticed before our own
     script.see(SessionEnded(ending=FAST))
-    script.see(PooledLost(death=Death.CLOSED, well_at=script.now - 0.5))
+    script.see(PooledLost(loss=Death.CLOSED, well_at=script.now - 0.5))
     script.fail("57P03", "")
     script.fail()
     script.fail()
     script.connect(RESTARTED)
     script.write()
     well_at = script.now - 5
-    script.see(PooledLost(death=Death.SILENT, well_at=well_at), after=60.0)  # found dead at its next use
+    script.see(PooledLost(loss=Death.SILENT, well_at=well_at), after=60.0)  # found dead at its next use
     assert script.outage.errors == {"57P01": 1, "57P03": 1, "ConnectionRefusedError": 2}
     assert script.outage.connections_lost == {"fatal": 2, "closed": 1, "silent": 1}
-    script.see(PooledLost(death=Death.SILENT, well_at=script.now - 1))  # well since: not of that outage
+    script.see(PooledLost(loss=Death.SILENT, well_at=script.now - 1))  # well since: not of that outage
     assert script.outage.connections_lost == {"fatal": 2, "closed": 1, "silent": 1}
 
 
@@ -672,6 +672,49 @@ def test_a_server_that_ends_every_session_at_once_is_not_stormed() -> None:
         script.write()
     assert script.now - begun_before < 2 * RECONNECT
     assert script.now > 100 + EVERY + 19 * RECONNECT
+
+
+def test_a_door_that_opened_again_is_not_said_to_have_shut_with_a_later_session() -> None:
+    script = Script()
+    script.timer()
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY), after=0.0)
+    script.see(SessionEnded(ending=FAST), after=0.0)  # in the moment the door was last seen open
+    for _ in range(3):  # two of which get no answer
+        script.timer()
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY), after=0.001)
+    script.timer_until(Drop)  # the new session answers nothing
+    spell = script.outage.connect
+    assert spell is not None
+    assert spell.ended is not None
+    assert spell.began.after <= spell.ended.after
+
+
+def test_others_that_cannot_write_any_more_are_stale_writers_of_that_outage() -> None:
+    script = Script().healthy()
+    script.see(PooledLost(loss=STALE_WRITER, well_at=script.now - 0.5))  # seen before our own session was told
+    assert isinstance(script.machine.handle_timer(script.now)[0], Beat)
+    script.see(RoleChanged(read_only=True))
+    script.see(PooledLost(loss=STALE_WRITER, well_at=script.now - 1))
+    script.see(BeatAnswered(at=script.at))
+    script.connect(PROMOTED)
+    script.write()
+    script.see(PooledLost(loss=STALE_WRITER, well_at=script.now - 5), after=4.0)  # at its next use
+    assert script.outage.kind == "role_flip"
+    assert script.outage.connections_lost == {STALE_WRITER: 3}
+    (warning,) = advised([script.outage]).warnings
+    assert warning.code == "stale_writer"
+    assert "(3 so far)" in warning.text
+
+
+def test_a_replica_has_no_stale_writers() -> None:
+    script = Script()
+    script.connect(STANDBY)
+    script.write(writable=False)
+    assert not script.machine.status(script.now).writes_expected
+    script.see(PooledLost(loss=STALE_WRITER, well_at=script.now - 1))
+    script.beat()
+    script.see(SessionEnded(ending=FAST))
+    assert script.outage.connections_lost == {"fatal": 1}
 
 
 # Ground truth
@@ -1021,9 +1064,9 @@ class Shell(RuleBasedStateMachine):
     def role_changed(self, read_only: bool) -> None:
         self.tell(RoleChanged(read_only=read_only), legal=self.session)
 
-    @rule(rested=st.sampled_from([0.0, 1.0, 100.0]))
-    def pooled_lost(self, rested: float) -> None:
-        self.tell(PooledLost(death=Death.SILENT, well_at=self.now - rested), legal=True)
+    @rule(loss=st.sampled_from([Death.SILENT, STALE_WRITER]), rested=st.sampled_from([0.0, 1.0, 100.0]))
+    def pooled_lost(self, loss: str, rested: float) -> None:
+        self.tell(PooledLost(loss=loss, well_at=self.now - rested), legal=True)
 
     @rule()
     def suspected(self) -> None:

@@ -17,7 +17,21 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
-from watching import DEADLINE, EVERY, PATIENCE, RECONNECT, SILENT, VISIBLE, Watched, eventually, watching
+from watching import (
+    CULL,
+    DEADLINE,
+    EVERY,
+    PATIENCE,
+    RECONNECT,
+    SILENT,
+    VISIBLE,
+    Watched,
+    demote,
+    eventually,
+    execute,
+    reinstate,
+    watching,
+)
 
 from sidecar.core.facts import Cause
 from sidecar.core.failover import State
@@ -35,21 +49,6 @@ MakePath = Callable[..., Awaitable[FaultyPath]]
 def ready_at(server: PostgresServer) -> float:
     """When the server last began to take connections: the postmaster then writes so into this file."""
     return (server.directory / "data" / "postmaster.pid").stat().st_mtime
-
-
-async def execute(url: str, *statements: str) -> None:
-    driver = await asyncpg.connect(url)
-    try:
-        for statement in statements:
-            await driver.execute(statement)
-    finally:
-        await driver.close()
-
-
-CULL = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
 
 
 @contextlib.asynccontextmanager
@@ -290,7 +289,7 @@ async def test_promotion_while_the_session_lives_on_at_the_old_primary(
     path = await make_path(primary)
     async with watching(primary.url(port=path.port)) as watched:
         began = time.time()
-        await execute(primary.url(), "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+        await demote(primary.url())
         await watched.until(State.READ_ONLY)
         await asyncio.to_thread(standby.promote)
         ended = time.time()
@@ -340,17 +339,12 @@ async def test_demoted_writer_that_stays_connected(make_server: MakeServer) -> N
     server = await asyncio.to_thread(make_server)
     async with watching(server.url()) as watched:
         began = time.time()
-        await execute(server.url(), "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+        await demote(server.url())
         await watched.until(State.READ_ONLY)
         assert (watched.watch.status.reachable, watched.watch.status.kind) == (True, "role_flip")
         await asyncio.sleep(2 * RECONNECT)
         ending = time.time()
-        await execute(
-            server.url(),
-            "SET default_transaction_read_only = off",
-            "ALTER SYSTEM RESET default_transaction_read_only",
-            "SELECT pg_reload_conf()",
-        )
+        await reinstate(server.url())
         outage = await watched.recovered("role_flip")
     assert set(spells(outage)) == {"write"}
     assert outage.connections_lost == {}

@@ -32,6 +32,7 @@ PROMISED = {
     "checkout_seconds_count": {"target", "pre_ping"},
     "pre_ping_seconds_count": {"target"},
     "pre_ping_failures_total": {"target"},
+    "stale_writers_total": {"target"},
     "application_verdict": {"target", "verdict"},
     "regime": {"target"},
     "connections": {"target", "role", "state"},
@@ -92,6 +93,7 @@ def full() -> Metrics:
         metrics.checkout(name, 0.002, pre_ping=True)
         metrics.pre_ping(name, 0.0004)
         metrics.pre_ping_failed(name)
+        metrics.stale_writer_found(name)
         metrics.connection_died(name, Death.SILENT, Cause.IDLE_LIMIT)
         metrics.experiment_ended(name, "survived")
         metrics.outage_ended(name, "failover", 14.0)

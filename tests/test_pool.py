@@ -15,14 +15,16 @@ import pictures
 import pytest
 from facts.wire import recording
 from sqlalchemy.ext.asyncio import create_async_engine
+from watching import CULL, demote, execute, reinstate
 
+from sidecar.core.facts import Death
 from sidecar.core.latency import PING_ROUND_TRIPS
 from sidecar.core.recommendation import PoolSettings, Recommendation
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes import pool as pool_module
 from sidecar.probes.endpoint import Endpoint
-from sidecar.probes.pool import CheckedOut, Closed, Connected, HeldPool, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.pool import CannotWrite, CheckedOut, Closed, Connected, HeldPool, PoolFact, PrePinged, TurnFailed
 from sidecar.settings import TargetSettings
 
 MakeServer = Callable[..., PostgresServer]
@@ -162,7 +164,7 @@ async def test_follows_the_advice_without_dropping_what_lives(postgres: Postgres
         await log.until(turned, count=2)
         assert sum(pool.connections.values()) == 2
         recycled = log.of(Closed)
-    assert [fact.reason for fact in recycled[:2]] == ["recycled"] * 2
+    assert [(fact.reason, fact.death) for fact in recycled[:2]] == [("recycled", None)] * 2
     assert all(fact.age_seconds > 0.9 for fact in recycled)
     assert not log.of(TurnFailed)
 
@@ -203,15 +205,16 @@ async def test_a_silent_path_is_survived_and_costs_half_the_time_for_a_checkout(
     assert 0.5 <= ping.seconds < 0.9
     assert isinstance(outcome, CheckedOut)
     assert (outcome.pre_ping, outcome.connected) == (True, True)
-    assert log.of(Closed)[0].reason == "invalidated"
+    assert (log.of(Closed)[0].reason, log.of(Closed)[0].death) == ("invalidated", Death.SILENT)
+    assert log.of(Closed)[0].seconds_since_use >= 1.0
     assert isinstance(unpinged, TurnFailed)
     assert (unpinged.stage, unpinged.pre_ping) == ("use", False)
     assert unpinged.error == f"{HOST}:{path.port}/postgres did not answer within 1 s"
 
 
-@pytest.mark.parametrize("fault", ["reset", "close"])
+@pytest.mark.parametrize(("fault", "death"), [("reset", Death.RESET_ON_USE), ("close", Death.CLOSED)])
 async def test_where_the_path_answers_the_ping_replaces_the_connection(
-    postgres: PostgresServer, make_path: MakePath, monkeypatch: pytest.MonkeyPatch, fault: str
+    postgres: PostgresServer, make_path: MakePath, monkeypatch: pytest.MonkeyPatch, fault: str, death: Death
 ) -> None:
     monkeypatch.setattr(pool_module, "ROUND_EVERY_SECONDS", 0.8)
     path = await make_path(postgres, fault=fault, idle_limit=0.4)
@@ -220,6 +223,7 @@ async def test_where_the_path_answers_the_ping_replaces_the_connection(
         outcome = await log.until(turned)
     assert isinstance(outcome, CheckedOut)
     assert (outcome.pre_ping, outcome.connected) == (True, True)
+    assert log.of(Closed)[0].death is death
 
 
 async def test_starts_without_a_database_and_recovers(postgres: PostgresServer, make_path: MakePath) -> None:
@@ -282,7 +286,47 @@ async def test_a_restart_of_the_server_is_noticed_even_by_turns_without_ping(mak
     assert {fact.stage for fact in log.of(TurnFailed)} <= {"checkout"}
     # And one failed ping spoke for both connections, as with SQLAlchemy's own.
     assert [fact.ok for fact in log.of(PrePinged)].count(False) == 1
-    assert [fact.reason for fact in log.of(Closed)][:2] == ["invalidated"] * 2
+    assert [(fact.reason, fact.death) for fact in log.of(Closed)][:2] == [("invalidated", Death.CLOSED)] * 2
+
+
+async def test_a_server_that_says_why_it_ends_a_query_is_heard(postgres: PostgresServer, make_path: MakePath) -> None:
+    path = await make_path(postgres)
+    async with held(postgres.url(port=path.port), size=1, timeout=60) as (_, log):
+        await log.until(turned)
+        path.pause()
+        await asyncio.sleep(0.3)  # longer than a round takes: a query is under way
+        await execute(postgres.url(), CULL)
+        path.resume()
+        closed = await log.until(lambda fact: isinstance(fact, Closed))
+    assert isinstance(closed, Closed)
+    assert closed.death is Death.FATAL
+
+
+async def test_a_writer_demoted_under_its_connections_is_told_once_for_each(make_server: MakeServer) -> None:
+    """Pings and queries go on to succeed; nothing but the server's own report gives it away."""
+    server = make_server()
+    async with held(server.url(), size=2) as (_, log):
+
+        async def until_told(count: int) -> None:
+            while len(log.of(CannotWrite)) < count:
+                await log.until(turned)
+
+        await log.until(turned, count=2)
+        await demote(server.url())
+        await until_told(2)
+        await log.until(turned, count=6)
+        assert len(log.of(CannotWrite)) == 2
+        for _ in range(20):  # a reload reaches each backend in its own time, which nothing tells
+            await reinstate(server.url())
+            await log.until(turned, count=6)
+            await demote(server.url())
+            await log.until(turned, count=6)
+            if len(log.of(CannotWrite)) > 2:
+                break
+        assert len(log.of(CannotWrite)) in (3, 4)
+        assert all(fact.ok for fact in log.of(PrePinged))
+    assert len(log.of(Connected)) == 2  # they are the connections that were opened at first
+    assert not log.of(TurnFailed)
 
 
 async def test_a_refused_login_is_a_fact_that_keeps_the_secret(make_server: MakeServer) -> None:

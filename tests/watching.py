@@ -1,4 +1,4 @@
-"""A watch run by a test, and its records held against the truth."""
+"""A watch run by a test, its records held against the truth, and what is done to the database meanwhile."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+
+import asyncpg
 
 from sidecar.core.evidence import Interval, Outage, Spell
 from sidecar.core.facts import Cause
@@ -23,6 +25,36 @@ LOOK = 0.005  # how often the event loop's lag is measured
 IDLE_LAG = 0.002  # no more than that is no sign of a busy machine
 VISIBLE = RECONNECT + 0.05  # how wide the interval of what shows itself may be, in seconds
 SILENT = EVERY + DEADLINE  # and of what only the next question finds
+
+
+CULL = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+"""
+
+
+async def execute(url: str, *statements: str) -> None:
+    driver = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await driver.execute(statement)
+    finally:
+        await driver.close()
+
+
+async def demote(url: str) -> None:
+    """What clients see of a demotion that leaves their connections open: no writes from one moment to the next."""
+    await execute(url, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+
+
+async def reinstate(url: str) -> None:
+    """Undo `demote`."""
+    await execute(
+        url,
+        "SET default_transaction_read_only = off",
+        "ALTER SYSTEM RESET default_transaction_read_only",
+        "SELECT pg_reload_conf()",
+    )
 
 
 async def eventually(condition: Callable[[], object]) -> None:

@@ -30,7 +30,7 @@ from math import ceil, floor
 
 from sidecar.core.attribution import KnownLimit, likely_culprits
 from sidecar.core.budget import Declared
-from sidecar.core.evidence import Outage, Spell
+from sidecar.core.evidence import STALE_WRITER, Outage, Spell
 from sidecar.core.facts import Death
 from sidecar.core.idle import KEEPALIVE_SHARE, IdleStatus  # what is advised is what was tried
 from sidecar.core.latency import (
@@ -68,7 +68,6 @@ NO_STATEMENT_CACHES: Mapping[str, object] = {"statement_cache_size": 0, "prepare
 """Connect arguments for SQLAlchemy on asyncpg: asyncpg's cache, whose statements have names that only one backend
 knows, and the dialect's own."""
 
-_READ_ONLY = "25006"  # read_only_sql_transaction
 _MOVES = ("failover", "switchover", "role_flip")  # outages after which an open connection may lead to the wrong server
 
 _SURVIVED, _DIED = "/evidence?outcome=survived", "/evidence?outcome=died"
@@ -443,13 +442,13 @@ def _about_pooler(pooler: bool) -> tuple[Remark, ...]:
 
 
 def _about_stale_writers(outages: Sequence[Outage]) -> tuple[Remark, ...]:
-    refused = sum(outage.errors.get(_READ_ONLY, 0) for outage in outages)
+    stale = sum(outage.connections_lost.get(STALE_WRITER, 0) for outage in outages)
     moves = sum(outage.kind in _MOVES for outage in outages)
-    if not refused and not moves:
+    if not stale and not moves:
         return ()
     seen = f"The role of the server changed {moves} times" if moves != 1 else "The role of the server changed once"
-    if refused:
-        seen = f"{refused} writes were refused with 25006 (read_only_sql_transaction)"
+    if stale:
+        seen = f"Connections of the held pool ({stale} so far) answered reads while they would have refused writes"
     return (
         Remark(
             code="stale_writer",

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from sidecar.core.facts import Cause, Death, Identity
 
+STALE_WRITER = "stale_writer"
+"""A connection lost to writing: it lives and answers, and its server takes no writes any more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
@@ -89,5 +92,5 @@ class Outage:
     addresses_before: tuple[str, ...] = ()
     addresses_after: tuple[str, ...] = ()
     dns_changed_at: float | None = None
-    connections_lost: Mapping[str, int] = field(default_factory=dict)  # by kind of death
+    connections_lost: Mapping[str, int] = field(default_factory=dict)  # by kind of death, or STALE_WRITER
     errors: Mapping[str, int] = field(default_factory=dict)  # by SQLSTATE, or by error name where there is none

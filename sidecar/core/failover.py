@@ -53,7 +53,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Literal
 
-from sidecar.core.evidence import Outage
+from sidecar.core.evidence import STALE_WRITER, Outage
 from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
 from sidecar.core.outages import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, Trouble, classify, spoil
 
@@ -201,9 +201,12 @@ class NotConnected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PooledLost:
-    """Somebody else's connection was found dead. `well_at` is the (monotonic) time of its last good use."""
+    """Somebody else's connection is of no use any more: a Death, or STALE_WRITER where it lives.
 
-    death: Death
+    `well_at` is the (monotonic) time at which it was last known to be of use.
+    """
+
+    loss: str
     well_at: float
 
 
@@ -282,6 +285,7 @@ class Status:
     since_at: float  # wall clock
     reachable: bool | None  # the session lives; None until first tried
     writable: bool | None  # None while not known
+    writes_expected: bool = False  # writing was possible before, so that not being able to is a fault
     trouble_at: float | None = None  # wall clock: since when the outage lasts, or the wait for the first contact
     trouble_seconds: float | None = None  # how long that is
     kind: str | None = None  # of the outage under way, as far as can be told
@@ -334,7 +338,7 @@ class FailoverMachine:
         self._trouble: Trouble | None = None
         self._troubles = 0
         self._past: tuple[Trouble, float] | None = None  # the last one, and when it was over
-        self._losses: deque[tuple[float, Death]] = deque(maxlen=1000)  # of others, not yet explained
+        self._losses: deque[tuple[float, str]] = deque(maxlen=1000)  # of others, not yet explained
         self._error: tuple[str, str | None] | None = None
         self._latency: float | None = None
 
@@ -389,6 +393,7 @@ class FailoverMachine:
             since_at=self._since + self._offset,
             reachable=None if self._state is State.UNKNOWN and error is None else self._has_session,
             writable=self._writable(),
+            writes_expected=self._writes_expected,
             trouble_at=None if bad_since is None else bad_since + offset,
             trouble_seconds=None if bad_since is None else max(0.0, now - bad_since),
             kind=None if trouble is None else classify(trouble)[0],
@@ -476,8 +481,10 @@ class FailoverMachine:
         after, until = self._session_failed(ending, now)
         self._move(Event.LOST, now)
         trouble = self._trouble or self._open(now)
-        if trouble.connect is not None and trouble.connect.began[1] > after and not trouble.refusals:
-            trouble.connect.began = (max(after, trouble.connect.began[0]), trouble.connect.began[1])
+        door = trouble.connect
+        if door is not None and door.ended is None and door.began[1] > after and not trouble.refusals:
+            # They went together; but what an attempt met, it met after it was begun.
+            door.began = (min(max(after, door.began[0]), door.bad_at), door.began[1])
         trouble.read = spoil(trouble.read, (after, until), after)
         if self._writes_expected:
             write_after = after if self._tells_role else self._write_good
@@ -614,14 +621,16 @@ class FailoverMachine:
     # What others tell
 
     def _pooled_lost(self, fact: PooledLost, now: float) -> list[Command]:
+        if fact.loss == STALE_WRITER and not self._writes_expected:
+            return []  # nothing is amiss where only reading was ever possible
         if self._trouble is not None:
-            self._trouble.lost[fact.death] += 1
+            self._trouble.lost[fact.loss] += 1
             return []
         if self._past is not None and fact.well_at < self._past[1]:
             past = self._past[0]
-            past.lost[fact.death] += 1
+            past.lost[fact.loss] += 1
             return [Record(past.outage())]
-        self._losses.append((now, fact.death))
+        self._losses.append((now, fact.loss))
         return self._look(now)
 
     def _look(self, now: float) -> list[Command]:
@@ -646,7 +655,7 @@ class FailoverMachine:
         )
         # What others lost a moment ago was the first of it.
         recently = now - self._every - self._deadline
-        self._trouble.lost.update(death for at, death in self._losses if at > recently)
+        self._trouble.lost.update(loss for at, loss in self._losses if at > recently)
         self._losses.clear()
         return self._trouble
 

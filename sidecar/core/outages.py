@@ -110,7 +110,7 @@ class Trouble:
     refusals: Counter[str] = field(default_factory=Counter)  # attempts that a server at work refused, by SQLSTATE
     failures: Counter[str] = field(default_factory=Counter)  # attempts that found none at work, by SQLSTATE or error
     endings: Counter[str] = field(default_factory=Counter)  # sessions lost, by SQLSTATE
-    lost: Counter[Death] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
 
     def session_lost(self, ending: Ending) -> None:
         self.ending = self.ending or ending
@@ -160,7 +160,7 @@ class Trouble:
             addresses_before=self.addresses_before,
             addresses_after=self.addresses_after,
             dns_changed_at=None if self.dns_changed is None else self.dns_changed + self.offset,
-            connections_lost={death.value: count for death, count in self.lost.items()},
+            connections_lost={str(loss): count for loss, count in self.lost.items()},
             errors=dict(self.endings + self.refusals + self.failures),
         )
 

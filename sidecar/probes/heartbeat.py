@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TypeVar
 
 from sidecar.core.evidence import Outage
-from sidecar.core.facts import Cause, Death, Identity
+from sidecar.core.facts import Cause, Identity
 from sidecar.core.failover import (
     Adopt,
     Attempt,
@@ -43,7 +43,7 @@ from sidecar.core.failover import (
     WriteAnswered,
 )
 from sidecar.probes.endpoint import CannotConnect, Endpoint
-from sidecar.probes.wire import ConnectionEnded, ProbeConnection
+from sidecar.probes.wire import ConnectionEnded, ProbeConnection, takes_no_writes
 from sidecar.settings import TargetSettings
 
 _T = TypeVar("_T")
@@ -115,10 +115,9 @@ class Watch:
         """Open connections."""
         return len(self._answered) + (self._session is not None)
 
-    def pooled_lost(self, death: Death, *, seconds_since_use: float) -> None:
-        """To be told of other connections to this target that were found dead, and when they were last used well."""
-        now = self._loop.time()
-        self._observe(PooledLost(death=death, well_at=now - seconds_since_use))
+    def pooled_lost(self, loss: str, *, seconds_since_well: float) -> None:
+        """To be told of other connections to this target that were lost (see `PooledLost`)."""
+        self._observe(PooledLost(loss=loss, well_at=self._loop.time() - seconds_since_well))
 
     def suspect(self) -> None:
         """To be told of any other trouble with this target, a refused connection above all."""
@@ -180,14 +179,14 @@ class Watch:
 
     async def _beat(self, session: ProbeConnection) -> None:
         with contextlib.suppress(ConnectionEnded):
-            could_not_write = _is_read_only(session)
+            could_not_write = takes_no_writes(session.parameters)
             await session.beat(self._target.heartbeat.deadline * _NET)
             self._observe_role(session, could_not_write)
             self._observe(BeatAnswered(at=self._wall()))
 
     async def _check_write(self, session: ProbeConnection) -> None:
         with contextlib.suppress(ConnectionEnded):
-            could_not_write = _is_read_only(session)
+            could_not_write = takes_no_writes(session.parameters)
             row = None
             for check in _WRITE_CHECKS:
                 row = await session.query(check, self._target.heartbeat.deadline * _NET)
@@ -205,7 +204,7 @@ class Watch:
 
     def _observe_role(self, session: ProbeConnection, could_not_write: bool) -> None:
         # The server reports a changed setting or role with its next answer, whatever was asked.
-        if (read_only := _is_read_only(session)) != could_not_write:
+        if (read_only := takes_no_writes(session.parameters)) != could_not_write:
             self._observe(RoleChanged(read_only=read_only))
 
     def _drop(self) -> None:
@@ -323,12 +322,6 @@ async def _first_success(tasks: Collection[asyncio.Task[_T]], patience: float | 
                     if task.exception() is None:
                         return task
     return None
-
-
-def _is_read_only(session: ProbeConnection) -> bool:
-    """Whether the server says that nothing can be written, by its role or by its settings."""
-    parameters = session.parameters
-    return "on" in (parameters.get("in_hot_standby"), parameters.get("default_transaction_read_only"))
 
 
 def _name(error: BaseException | None) -> str:

@@ -16,6 +16,10 @@ function that `pool_pre_ping` calls. A failed ping condemns the older connection
 Nothing waits for ever. Whatever happens on a connection has a timer beside it that drops the connection: the operation
 then fails as a disconnect, which SQLAlchemy knows how to treat, while a cancellation would have it close the connection
 gracefully and wait two more seconds. For the same reason every connection is dropped before the pool closes it.
+
+A demoted server answers every ping. What gives it away comes unasked: with any answer, PostgreSQL 14 and later report a
+changed `in_hot_standby` or `default_transaction_read_only`, and the driver remembers both. So each use also tells
+whether the connection could have written. The pool keeps such a connection, as the application's own would.
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, 
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from sidecar.core.facts import Death
 from sidecar.core.recommendation import Recommendation
 from sidecar.probes.endpoint import CannotConnect, Endpoint
+from sidecar.probes.wire import reported, takes_no_writes
 from sidecar.settings import TargetSettings
 
 ROUND_EVERY_SECONDS = 5.0
@@ -83,14 +89,27 @@ class TurnFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CannotWrite:
+    """A connection answered a query and would have refused a write. Told once, until it can write again."""
+
+    seconds_since_writable: float  # or since it was opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """The pool gave a connection up."""
+    """The pool gave a connection up.
+
+    `death` is how a dead one had shown that it was, None where it was alive for all we know. What a server said before
+    it closed a resting connection does not come through the driver: that is `closed` here.
+    """
 
     reason: str  # recycled (of age, or not as advised) | invalidated (found dead, or older than that) | disposed
     age_seconds: float
+    death: Death | None
+    seconds_since_use: float  # the last good one, or since it was opened
 
 
-PoolFact = Connected | PrePinged | CheckedOut | TurnFailed | Closed
+PoolFact = Connected | PrePinged | CheckedOut | TurnFailed | CannotWrite | Closed
 
 
 class HeldPool:
@@ -110,7 +129,7 @@ class HeldPool:
         self._begins_with_ping = False
         # Of the turn under way: turns are taken one after the other.
         self._deadline = 0.0
-        self._pinged = self._connected = self._unanswered = False
+        self._pinged = self._connected = self._unanswered = self._told_why = False
         self._setup_timer: asyncio.TimerHandle | None = None
         self._engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -165,19 +184,20 @@ class HeldPool:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         self._deadline = asked + self._target.pool.timeout
-        self._pinged = self._connected = self._unanswered = False
+        self._pinged = self._connected = self._unanswered = self._told_why = False
         connection: AsyncConnection | None = None
         try:
             connection = await held.enter_async_context(self._checkout())
             handed_over = loop.time()
-            driver = (await connection.get_raw_connection()).driver_connection
-            with self._dropped_after(self._target.pool.timeout, driver):
+            raw = await connection.get_raw_connection()
+            with self._dropped_after(self._target.pool.timeout, raw.driver_connection):
                 await connection.exec_driver_sql("SELECT 1")
                 await connection.rollback()
         except (SQLAlchemyError, CannotConnect, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            text, sqlstate = self._describe(error)
+            self._told_why = _is_told_by_server(error)
             if connection is not None:
                 await connection.invalidate()  # its check-in would send a ROLLBACK nobody watches
-            text, sqlstate = self._describe(error)
             self._observe(
                 TurnFailed(
                     stage="checkout" if connection is None else "use",
@@ -188,6 +208,7 @@ class HeldPool:
                 )
             )
             return False
+        self._used(raw.info, raw.driver_connection)
         self._observe(
             CheckedOut(
                 seconds=handed_over - asked,
@@ -197,6 +218,16 @@ class HeldPool:
             )
         )
         return True
+
+    def _used(self, info: dict[str, Any], driver: Any) -> None:
+        """Note that a connection was used well, and whether it could have written."""
+        now = asyncio.get_running_loop().time()
+        info.update(used_at=now, in_use=False)
+        if not takes_no_writes(reported(driver)):
+            info.update(writable_at=now, told=False)
+        elif not info["told"]:
+            info["told"] = True
+            self._observe(CannotWrite(seconds_since_writable=now - info["writable_at"]))
 
     @asynccontextmanager
     async def _checkout(self) -> AsyncIterator[AsyncConnection]:
@@ -227,8 +258,12 @@ class HeldPool:
         self._open += 1
         self._connected, self._unanswered = True, False
         self._begins_with_ping = not self._begins_with_ping  # of two connections one is pinged while the other is not
+        now = asyncio.get_running_loop().time()
         entry.info.update(
-            opened_at=asyncio.get_running_loop().time(),
+            opened_at=now,
+            used_at=now,
+            writable_at=now,
+            told=False,
             recycle_share=1 - random.uniform(0, _RECYCLE_JITTER),  # noqa: S311 - no secret
             fresh=True,
             statement_cache_size=self._statement_cache_size,
@@ -239,6 +274,7 @@ class HeldPool:
         self, connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection
     ) -> None:
         info = entry.info
+        info["in_use"] = not _driver(entry).is_closed()
         if info.pop("fresh", False):
             return
         if self._recycle_seconds is not None and _age(entry) > self._recycle_seconds * info["recycle_share"]:
@@ -263,6 +299,7 @@ class HeldPool:
                 dialect.do_ping(connection)
         except (dialect.loaded_dbapi.Error, OSError) as error:
             self._observe(PrePinged(seconds=loop.time() - started, ok=False))
+            self._told_why = _is_told_by_server(error)
             if not _driver(entry).is_closed():
                 raise  # a refusal by a living server: the pool would hand it to the application too
             raise InvalidatePoolError("pre-ping failed") from error
@@ -270,9 +307,21 @@ class HeldPool:
 
     def _on_close(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         self._open -= 1
+        info, death = entry.info, self._death(entry)
         _driver(entry).terminate()  # says goodbye to the server, but does not wait for it
-        reason = "disposed" if self._closing else entry.info.get("reason", "invalidated")
-        self._observe(Closed(reason=reason, age_seconds=_age(entry)))
+        reason = "disposed" if self._closing else info.get("reason", "invalidated")
+        since_use = asyncio.get_running_loop().time() - info["used_at"]
+        self._observe(Closed(reason=reason, age_seconds=_age(entry), death=death, seconds_since_use=since_use))
+
+    def _death(self, entry: ConnectionPoolEntry) -> Death | None:
+        """How a connection about to be closed was seen to have died; None where it was not."""
+        if self._closing or not _driver(entry).is_closed():
+            return None
+        if not entry.info.get("in_use", False):
+            return Death.CLOSED
+        if self._unanswered:
+            return Death.SILENT
+        return Death.FATAL if self._told_why else Death.RESET_ON_USE
 
     @contextmanager
     def _dropped_after(self, seconds: float, driver: Any) -> Iterator[None]:
@@ -294,6 +343,16 @@ class HeldPool:
         # SQLAlchemy's own text would bring the statement and a link; the driver's error says what happened.
         cause = error.orig.__cause__ or error.orig if isinstance(error, DBAPIError) and error.orig else error
         return f"{type(cause).__name__}: {cause}", getattr(cause, "sqlstate", None)
+
+
+def _is_told_by_server(error: BaseException) -> bool:
+    """Whether the server said it: somewhere down the chain is an error with a severity, which the driver's own lack."""
+    link: BaseException | None = error
+    while link is not None:
+        if getattr(link, "severity", None) is not None:
+            return True
+        link = link.__cause__
+    return False
 
 
 def _driver(entry: ConnectionPoolEntry) -> asyncpg.Connection[Any]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
@@ -156,11 +156,7 @@ class ProbeConnection:
     @property
     def parameters(self) -> dict[str, str]:
         """ParameterStatus values seen since the connection opened (later ones replace earlier ones)."""
-        settings = self._driver.get_settings()
-        return {
-            **{name: getattr(settings, name) for name in _REPORTED if hasattr(settings, name)},
-            **self._tap.parameters,
-        }
+        return {**reported(self._driver), **self._tap.parameters}
 
     def on_parameter(self, callback: Callable[[str, str], None]) -> None:
         """Call back at every later ParameterStatus, with its name and value."""
@@ -264,6 +260,17 @@ _REPORTED = (
     "is_superuser",
     "session_authorization",
 )
+
+
+def reported(driver: asyncpg.Connection[Any]) -> dict[str, str]:
+    """The latest ParameterStatus values that reached the driver. The server sends a change with its next answer."""
+    settings = driver.get_settings()
+    return {name: getattr(settings, name) for name in _REPORTED if hasattr(settings, name)}
+
+
+def takes_no_writes(parameters: Mapping[str, str]) -> bool:
+    """Whether the server reports, by its role or its settings, that nothing can be written. PostgreSQL 14 and later."""
+    return "on" in (parameters.get("in_hot_standby"), parameters.get("default_transaction_read_only"))
 
 
 def transport_of(driver: asyncpg.Connection[Any]) -> Any:
