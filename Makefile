@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-installed
 DEMO := $(VENV)/.demo-installed
 
-.PHONY: demo test lint format docs bench bench-advice bench-discovery bench-failover requirements image help clean
+.PHONY: demo test lint format docs bench bench-advice bench-discovery bench-events bench-failover requirements image help clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST) | column -t -s-
@@ -40,6 +40,9 @@ bench-advice: $(DEV)  ## what the advice is worth, beside what others set; needs
 
 bench-discovery: $(DEV)  ## time to the idle limit, simulated, beside the prior art
 	$(BIN)/python -m bench.discovery $(ARGS)
+
+bench-events: $(DEV)  ## what 200 slow readers of /events cost the service and everybody else
+	$(BIN)/python -m bench.events $(ARGS)
 
 bench-failover: $(DEV)  ## how exactly outages are timed, beside a poll once a second
 	$(BIN)/python -m bench.failover $(ARGS)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -48,19 +48,24 @@ HEALTH_P99_MS = 2.0
 
 
 @contextlib.contextmanager
-def running(database: PostgresServer) -> Iterator[tuple[psutil.Process, int, float]]:
-    """A service of its own: its process, its port, and the seconds from its start to the first /livez."""
+def running(settings: Mapping[str, str]) -> Iterator[tuple[psutil.Process, int, float]]:
+    """A service of its own with these settings (environment variables without their prefix): its process, its port, and
+    the seconds from its start to the first /livez."""
     with tempfile.TemporaryDirectory() as directory:
         port = free_port()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")} | {
-            "SIDECAR_TARGET_URL": database.url(),
-            "SIDECAR_HTTP__PORT": str(port),
-            "SIDECAR_HTTP__ADMIN_PORT": "0",
-            "SIDECAR_STORE__URL": f"sqlite+aiosqlite:///{Path(directory, 'evidence.db')}",
-            "SIDECAR_LOG__LEVEL": "warning",
+        environment = {
+            "HTTP__PORT": str(port),
+            "HTTP__ADMIN_PORT": "0",
+            "STORE__URL": f"sqlite+aiosqlite:///{Path(directory, 'evidence.db')}",
+            "LOG__LEVEL": "warning",
+            **settings,
         }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
         began = time.perf_counter()
-        service = subprocess.Popen([sys.executable, "-m", "sidecar", "run"], env=environment)
+        service = subprocess.Popen(
+            [sys.executable, "-m", "sidecar", "run"],
+            env=inherited | {f"SIDECAR_{name}": value for name, value in environment.items()},
+        )
         try:
             while not is_live(port):
                 if service.poll() is not None:
@@ -126,9 +131,10 @@ def main() -> int:
     report = Report()
     show = report.show
     with PostgresServer() as database:
+        settings = {"TARGET_URL": database.url()}
         starts = []
         for _ in range(STARTS):
-            with running(database) as (_, _, seconds):
+            with running(settings) as (_, _, seconds):
                 starts.append(seconds)
         live = statistics.median(starts)
         show(
@@ -139,7 +145,7 @@ def main() -> int:
         )
 
         required, declared = memory_of_imports(REQUIRED), memory_of_imports(ALL_DECLARED)
-        with running(database) as (process, port, _):
+        with running(settings) as (process, port, _):
             time.sleep(SETTLING_SECONDS)
             before = cpu_seconds(process)
             time.sleep(arguments.rest)

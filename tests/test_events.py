@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -97,15 +98,16 @@ async def until_there_are(readers: int, server: HttpServer) -> None:
 
 def test_the_journal_knows_what_came_after_as_far_as_it_is_kept() -> None:
     journal = Journal("life", kept=3)
-    assert journal.after(0) == ()
+    assert journal.after(0, 9) == ()
     for serial in range(1, 6):
         journal.add(observation(serial))
-    assert [entry.serial for entry in journal.after(2) or ()] == [3, 4, 5]
-    assert [entry.record.id for entry in journal.after(4) or ()] == ["run-5"]
-    assert journal.after(5) == ()
-    assert journal.after(1) is None  # 2 is gone
-    assert journal.after(6) is None  # never given
-    assert journal.after(-1) is None
+    assert [entry.serial for entry in journal.after(2, 9) or ()] == [3, 4, 5]
+    assert [entry.serial for entry in journal.after(2, 2) or ()] == [3, 4]
+    assert [entry.record.id for entry in journal.after(4, 9) or ()] == ["run-5"]
+    assert journal.after(5, 9) == ()
+    assert journal.after(1, 9) is None  # 2 is gone
+    assert journal.after(6, 9) is None  # never given
+    assert journal.after(-1, 9) is None
 
 
 # --- the stream -------------------------------------------------------------------------------------------------------
@@ -234,6 +236,21 @@ async def test_a_reader_that_takes_nothing_is_dropped(
             while server.readers:
                 picture.journal.add(observation(1))
                 await asyncio.sleep(0.001)
+
+
+async def test_a_reader_that_leaves_while_it_is_told_something_is_no_failure(
+    server: HttpServer, picture: Picture, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of the two records meets the reset; the second then finds the connection closing, but not yet lost."""
+    with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+        leaving.sendall(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until_there_are(1, server)
+        await asyncio.sleep(0.2)  # it has been told all there is, and the stream waits
+        leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by RST
+    picture.journal.add(observation(1))
+    picture.journal.add(observation(2))
+    await until_there_are(0, server)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_readers_are_bounded_and_those_that_leave_make_room(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from sidecar.core.evidence import Observation, Outage
 
@@ -40,9 +41,10 @@ class Journal:
         """Call `told`, which must not raise, after every record from now on."""
         self._followers.append(told)
 
-    def after(self, serial: int) -> tuple[Entry, ...] | None:
-        """What came after this number; None if that is no longer known, or the number was never given."""
+    def after(self, serial: int, at_most: int) -> tuple[Entry, ...] | None:
+        """The next ones after this number; None if they are no longer known, or the number was never given."""
         missed = self.last - serial
         if missed < 0 or missed > len(self._entries) or serial < 0:
             return None
-        return tuple(self._entries)[len(self._entries) - missed :]
+        first = len(self._entries) - missed
+        return tuple(islice(self._entries, first, first + at_most))

@@ -14,13 +14,15 @@ and one that falls behind the journal is told so by a `reset`: what it holds is 
 event opens every stream that cannot be resumed, so that readers need one rule only.
 
 Nothing is computed while nobody listens: the state is looked at only then, and everything told is encoded once for all
-readers.
+readers. They are woken a few at a time, so that whoever asks something else meanwhile waits for a few of them, not for
+all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +43,8 @@ reader that hears nothing for longer knows that its stream is gone. An event rat
 not show comments to the page."""
 RETRY_MS = 2000  # how long a browser waits before it connects again
 _ENCODED = 64  # records kept in the form they are told in
+_WOKEN_AT_ONCE = 8  # readers; telling all of them takes less than a millisecond
+_PORTION = 16  # records told before looking again: a slow reader shall learn of the state, and of a gap, in between
 
 
 @dataclass(slots=True)
@@ -68,7 +72,9 @@ class Feed:
         self._source = source
         self._journal = source.journal
         self._journal.follow(self._wake)
-        self._news = asyncio.Event()
+        self._news = 0  # counts up
+        self._waiting: dict[asyncio.Future[None], None] = {}  # readers that have been told everything, in order
+        self._to_wake: deque[asyncio.Future[None]] = deque()
         self._looking: asyncio.Task[None] | None = None
         self._state: dict[tuple[str, str], _Told] = {}  # by target and part
         self._encoded: dict[int, bytes] = {}  # records by serial number
@@ -102,15 +108,13 @@ class Feed:
             reader = _Reader(target, self._serial(last_event_id))
             while not self._closed:
                 news = self._news  # taken before looking: what comes meanwhile is not missed
-                told = False
                 for chunk in self._new_to(reader):
-                    told = True
                     yield chunk
-                if told:
-                    continue  # giving it may have taken long: look again
+                if news != self._news or reader.serial != self._journal.last:
+                    continue
                 try:
                     async with asyncio.timeout(HEARTBEAT_SECONDS):
-                        await news.wait()
+                        await self._more()
                 except TimeoutError:
                     yield _event("heartbeat", dumps(documents.Heartbeat(at=time.time())))
         finally:
@@ -126,7 +130,7 @@ class Feed:
 
     def _new_to(self, reader: _Reader) -> Iterator[bytes]:
         """What this reader has not been told yet. Each piece counts as told once the next is asked for."""
-        entries = None if reader.serial is None else self._journal.after(reader.serial)
+        entries = None if reader.serial is None else self._journal.after(reader.serial, _PORTION)
         if entries is None:
             serial = self._journal.last
             yield _event("reset", b"{}", self._id(serial))
@@ -175,9 +179,28 @@ class Feed:
         told.basis, told.version, told.chunk = basis, told.version + 1, _event(part, dumps(document()))
         return True
 
+    async def _more(self) -> None:
+        """Wait for news."""
+        woken = asyncio.get_running_loop().create_future()
+        self._waiting[woken] = None
+        try:
+            await woken
+        finally:
+            self._waiting.pop(woken, None)
+
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._news += 1
+        if not self._to_wake and self._waiting:
+            asyncio.get_running_loop().call_soon(self._wake_some)
+        self._to_wake.extend(self._waiting)
+        self._waiting.clear()
+
+    def _wake_some(self) -> None:
+        for _ in range(min(_WOKEN_AT_ONCE, len(self._to_wake))):
+            if not (woken := self._to_wake.popleft()).done():  # else its reader has given up waiting
+                woken.set_result(None)
+        if self._to_wake:
+            asyncio.get_running_loop().call_soon(self._wake_some)
 
 
 def _standing(view: TargetView) -> object:

@@ -153,16 +153,17 @@ async def _stream(request: BaseRequest, stream: Stream) -> StreamResponse:
         if writer is None or transport is None:
             return response
         _keep_small(transport)
-        await writer.write(first)
-        async for chunk in chunks:
-            await writer.write(chunk)
-            try:
+        try:
+            await writer.write(first)
+            async for chunk in chunks:
+                await writer.write(chunk)
                 async with asyncio.timeout(SLOW_READER_SECONDS):
                     await writer.drain()
-            except TimeoutError:
-                log.debug("reader took nothing for too long", extra={"remote": request.remote})
-                transport.abort()
-                break
+        except TimeoutError:
+            log.debug("reader took nothing for too long", extra={"remote": request.remote})
+            transport.abort()
+        except ConnectionError:
+            log.debug("reader left", extra={"remote": request.remote})  # just before this task is cancelled for it
     return response
 
 
