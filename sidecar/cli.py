@@ -269,7 +269,9 @@ def _complain(*lines: str) -> None:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse quotes what it does not understand; a URL in the wrong place brings its password along.
-        super().error(re.sub(r"[\w+]+://.*", "<URL>", message, flags=re.DOTALL))
+        message = re.sub(r"[\w+]+://.*", "<URL>", message, flags=re.DOTALL)
+        # One line, as for every fault; argparse by itself would put the usage in front of it.
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help tells more\n")
 
 
 def _duration(least: str, most: str) -> Callable[[str], object]:
@@ -291,7 +293,7 @@ def _http_url(text: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise argparse.ArgumentTypeError("not a sidecar's address: takes http://host:port")
+        raise argparse.ArgumentTypeError("not a sidecar's address: takes http or https, a host and a port")
     return text
 
 

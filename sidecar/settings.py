@@ -661,7 +661,9 @@ class _Gathered:
         self._origins: dict[tuple[str, ...], str] = {}
         self._faults: list[str] = []
         file = environ.get("SIDECAR_CONFIG") if config is None else config
-        if file is not None:
+        if file == "":
+            self._faults.append("SIDECAR_CONFIG: empty: takes the path of a YAML file, or unset it")
+        elif file is not None:
             self._tree = _read_file(Path(file))
         self._take_environment(environ)
         for dotted, value in flags.items():

@@ -128,7 +128,8 @@ class TestUsage:
         output = capsys.readouterr()
         assert left.value.code == 2
         assert output.out == ""
-        assert "error: " in output.err.splitlines()[-1]
+        assert output.err.startswith("sidecar")
+        assert output.err.count("\n") == 1
         assert SECRET not in output.err
 
     def test_run_complains_of_its_flags_as_of_settings(self) -> None:

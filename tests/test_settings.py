@@ -172,6 +172,9 @@ class TestSources:
             f"{missing}: cannot be read: No such file or directory: takes the path of a YAML file",
         )
         assert faults(file=tmp_path) == (f"{tmp_path}: cannot be read: Is a directory: takes the path of a YAML file",)
+        assert faults(environ={"SIDECAR_CONFIG": "", "SIDECAR_TARGET_URL": URL}) == (
+            "SIDECAR_CONFIG: empty: takes the path of a YAML file, or unset it",
+        )
 
     def test_where_a_sidecar_answers_is_known_without_targets(self, write: Any) -> None:
         file = write("http: {port: 1001, admin_port: 1002}")
