@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import shutil
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidecar.probes.endpoint import Endpoint, forgive_abandoned_connects
+from sidecar.probes.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
 from sidecar.settings import TargetSettings
 
 
@@ -63,3 +66,24 @@ async def test_all_other_troubles_are_reported(caplog: pytest.LogCaptureFixture)
     gc.collect()
     told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info and record.levelno == logging.ERROR]
     assert sorted(told) == ["no loss of a connection", "of a task of ours"]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+async def test_a_file_that_cannot_be_used_is_named(mute: TargetSettings, tmp_path: Path) -> None:
+    """OpenSSL's own words would not tell which; and it would ask for an encrypted key's password on the terminal."""
+    key, certificate, text = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "text"
+    made = f"openssl req -x509 -subj /CN=app -newkey rsa:2048 -passout pass:x -keyout {key} -out {certificate}"
+    await asyncio.to_thread(subprocess.run, made.split(), check=True, capture_output=True)
+    text.write_bytes(b"no PEM \xff")
+    encrypted = {"mode": "require", "cert_file": certificate, "key_file": key}
+    for settings, complaint in (
+        ({"tls": {"mode": "verify-full", "ca_file": text}}, f"tls.ca_file: {text} cannot be used"),
+        ({"tls": {"mode": "require", "cert_file": text}}, f"tls.cert_file: {text} cannot be used"),
+        ({"tls": encrypted}, f"tls.cert_file: {certificate} cannot be used"),
+        ({"password_file": text}, f"password_file: {text} cannot be used: takes text in UTF-8"),
+    ):
+        endpoint = Endpoint(TargetSettings.model_validate({"url": mute.url, **settings}))
+        with pytest.raises(CannotConnect) as refused:
+            await endpoint.connect("probe", deadline_seconds=60)
+        assert complaint in refused.value.reason
+        assert "0xff" not in refused.value.reason

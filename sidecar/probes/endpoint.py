@@ -7,7 +7,9 @@ that names what happened in words fit for an operator, without secrets.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,15 @@ class _NamedContext(ssl.SSLContext):
     def wrap_bio(self, incoming: Any, outgoing: Any, server_side: bool = False, server_hostname: Any = None,
                  session: Any = None) -> ssl.SSLObject:  # fmt: skip
         return super().wrap_bio(incoming, outgoing, server_side, self.server_name, session)
+
+
+@contextlib.contextmanager
+def _naming(key: str, file: Path, takes: str) -> Iterator[None]:
+    """What OpenSSL says of a file names neither it nor the setting."""
+    try:
+        yield
+    except ssl.SSLError as error:
+        raise CannotConnect(f"{key}: {file} cannot be used ({error.reason or error}): takes {takes}") from error
 
 
 class Endpoint:
@@ -118,7 +129,11 @@ class Endpoint:
     def _password(self) -> str | None:
         # Read at every connect, so that a rotated credential is taken up without a restart.
         if self._settings.password_file is not None:
-            return Path(self._settings.password_file).read_text("utf-8").rstrip("\r\n")
+            try:
+                return Path(self._settings.password_file).read_text("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:  # its text tells the byte, which is a part of the secret
+                fault = f"password_file: {self._settings.password_file} cannot be used: takes text in UTF-8"
+                raise CannotConnect(fault) from None
         return None if self._settings.password is None else self._settings.password.get_secret_value()
 
     def _tls(self) -> ssl.SSLContext | str | bool:
@@ -141,14 +156,17 @@ class Endpoint:
         if tls.ca_file is None:
             context.load_default_certs()
         else:
-            context.load_verify_locations(tls.ca_file)
+            with _naming("tls.ca_file", tls.ca_file, "certificates in PEM"):
+                context.load_verify_locations(tls.ca_file)
         if tls.mode == "require":
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         elif tls.mode == "verify-ca":
             context.check_hostname = False
         if tls.cert_file is not None:
-            context.load_cert_chain(tls.cert_file, tls.key_file)
+            # Without a password OpenSSL asks for that of an encrypted key on the terminal, and all stands still.
+            with _naming("tls.cert_file", tls.cert_file, "a certificate in PEM and its key, not encrypted"):
+                context.load_cert_chain(tls.cert_file, tls.key_file, password="")
         return context
 
     def _cannot_connect(self, error: Exception, deadline_seconds: float) -> CannotConnect:

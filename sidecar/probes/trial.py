@@ -238,9 +238,11 @@ async def _control(endpoint: Endpoint) -> None:
 async def _query(engine: AsyncEngine, patience_seconds: float) -> None:
     """One checkout with one query, as an application does it. One that hangs is left to its fate."""
     task = asyncio.create_task(_checkout_and_query(engine), name="trial")
-    done, _ = await asyncio.wait({task}, timeout=patience_seconds)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=patience_seconds)
+    finally:
+        task.cancel()  # also when we are cancelled ourselves: a ping that then fails would have the pool connect anew
     if not done:
-        task.cancel()
         raise _Hang
     await task
 
