@@ -391,6 +391,84 @@ async def test_a_restart_of_the_database_changes_no_limit_found(
     assert min(rest["idle_seconds"] for rest in evidence if rest["outcome"] == "died") > 2.4
 
 
+class InspectingPath(FaultyPath):
+    """Closes at its idle limit; and, while `cuts`, resets the connections of trials as they ask their first question.
+
+    Such a trial fails, although the control beside it connects: what `sidecar.probes.trial` takes for the settings' own
+    fault.
+    """
+
+    cuts = False
+    trials = 0  # connections of trials that got as far as asking
+
+    async def _forward(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, used: Callable[[], None]
+    ) -> None:
+        of_a_trial, asked = False, False
+        while data := await source.read(65536):
+            if of_a_trial and not asked:
+                asked = True
+                if self.cuts:
+                    raise ConnectionResetError
+                self.trials += 1
+            # Of the client's first message only: the server repeats the name, not the database.
+            of_a_trial |= b"connection-health-sidecar/trial" in data and b"\0database\0" in data
+            used()
+            sink.write(data)
+            await sink.drain()
+        sink.write_eof()
+
+
+async def test_a_trial_that_fails_withdraws_the_advice_and_one_that_succeeds_restores_it(
+    postgres: PostgresServer, start: Start
+) -> None:
+    async with InspectingPath(HOST, postgres.port, "close", idle_limit=3.5) as path:
+        # So near to the limit that the advice differs from the cautious setting.
+        sidecar = await start(postgres.url(port=path.port), POLICY__SAFETY="0.9")
+
+        async def advice_after_trial(outcome: str) -> Any:
+            return await sidecar.until(
+                "/recommendation",
+                lambda advice: (advice.get("verification") or {}).get("outcome") == outcome,
+                seconds=60,
+            )
+
+        held = await advice_after_trial("ok")
+        recycle = held["settings"]["pool_recycle"]
+        assert held["status"] == "verified"
+        assert recycle > 1
+        assert held["verification"]["idle_seconds"] > held["idle_limit"]["dead_by_seconds"]
+        assert [warning["code"] for warning in held["warnings"]].count("trial_failed") == 0
+
+        withdrawn = None
+        while withdrawn is None:  # on a machine that stands still the cut may come too late
+            begun = path.trials
+            await sidecar.ask("/trial?target=default", method="POST", base=await sidecar.admin())
+            await sidecar.until("/livez", lambda _, begun=begun: path.trials > begun, seconds=60)
+            path.cuts = True
+            with contextlib.suppress(AssertionError):
+                withdrawn = await sidecar.until(
+                    "/recommendation", lambda advice: advice["verification"]["outcome"] == "failed", seconds=20
+                )
+            path.cuts = False
+        assert withdrawn["status"] == "provisional"
+        assert withdrawn["settings"]["pool_recycle"] == 1  # the cautious one: what is below the shortest rest tested
+        assert withdrawn["settings"]["pool_pre_ping"] is True
+        why = withdrawn["warnings"][0]
+        assert why["code"] == "trial_failed"
+        assert f"pool_recycle = {recycle} s) is withdrawn" in why["text"]
+        assert "closed in the middle of operation" in why["text"]
+        (tried,) = [trial for trial in withdrawn["trials"] if trial["name"] == "recommended"]
+        assert (tried["outcome"], tried["pool_recycle"]) == ("error", recycle)
+        arguments = await sidecar.json("/recommendation?format=sqlalchemy")
+        assert arguments == {"pool_recycle": 1, "pool_pre_ping": True}
+
+        await sidecar.ask("/trial?target=default", method="POST", base=await sidecar.admin())
+        restored = await advice_after_trial("ok")
+        assert (restored["status"], restored["settings"]) == ("verified", held["settings"])
+        assert [warning["code"] for warning in restored["warnings"]].count("trial_failed") == 0
+
+
 async def test_targets_are_measured_side_by_side_each_with_its_own_limit(
     postgres: PostgresServer, make_path: Callable[..., Awaitable[FaultyPath]], start: Start
 ) -> None:

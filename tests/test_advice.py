@@ -1,0 +1,303 @@
+"""The advice against everything that can be known: never more than what is proven, withdrawn when tried in vain; and
+the application's verdict, from what it declares and from what a real server shows of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from dataclasses import replace
+
+import asyncpg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.core.advice import LONGEST_KEEPALIVE_IDLE, UNPROVEN_KEEPALIVE_IDLE, Policy, advise, after_trials
+from sidecar.core.budget import Declared
+from sidecar.core.facts import Death
+from sidecar.core.idle import IdleStatus, Stage
+from sidecar.core.latency import PingCost
+from sidecar.core.recommendation import IdleLimit, Recommendation, Status
+from sidecar.core.render import FORMATS
+from sidecar.core.trials import Setup, TrialResult, recommended
+from sidecar.core.verdict import Activity, ApplicationSettings, about_activity, judge_application
+from sidecar.demo.server import PostgresServer
+from sidecar.probes.endpoint import Endpoint
+from sidecar.probes.observer import observe
+from sidecar.settings import TargetSettings
+
+POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
+DEAR = PingCost(
+    p50_seconds=0.004, p99_seconds=0.009, overhead_ratio=0.5, overhead_low=0.4, overhead_high=0.6, pings=500
+)
+
+
+def status(
+    proven: float | None = 19.5, dead_by: float | None = 20.1, death: Death | None = Death.CLOSED, **known: object
+) -> IdleStatus:
+    at = Status.VERIFIED if dead_by is not None else Status.MEASURING
+    return replace(
+        IdleStatus(
+            status=at,
+            stage=Stage.MONITOR,
+            suspect=False,
+            regime=1,
+            proven_seconds=proven,
+            dead_by_seconds=dead_by,
+            estimate_seconds=None if dead_by is None else ((proven or 0.0) + dead_by) / 2,
+            death=death if dead_by is not None else None,
+            sqlstate=None,
+            several_populations=False,
+            exhausted=False,
+            fresh_survivals=8,
+            fresh_deaths=0,
+            keepalive_helps=None,
+            transaction_pooler=False,
+            probes=(),
+        ),
+        **known,  # type: ignore[arg-type]
+    )
+
+
+def advised(idle: IdleStatus | None = None, **known: object) -> Recommendation:
+    return advise(
+        target="default",
+        policy=POLICY,
+        shortest_rest=5.0,
+        idle=idle or status(),
+        **known,  # type: ignore[arg-type]
+    )
+
+
+# --- never more than what is proven -----------------------------------------------------------------------------------
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> dict[str, object]:
+    proven = draw(st.none() | st.floats(0.01, 1e5))
+    dead_by = draw(st.none() | st.floats(1.001, 2.0).map(lambda factor: (proven or 5.0) * factor))
+    return {
+        "idle": status(
+            proven,
+            dead_by,
+            draw(st.sampled_from(Death)),
+            status=draw(st.sampled_from(Status)),
+            keepalive_helps=draw(st.none() | st.booleans()),
+            transaction_pooler=draw(st.booleans()),
+            suspect=draw(st.booleans()),
+        ),
+        "policy": Policy(
+            safety=draw(st.floats(0.05, 1.0)), max_pool_recycle=draw(st.floats(1.0, 1e5)), ping_overhead=0.1
+        ),
+        "shortest_rest": draw(st.floats(0.01, 60.0)),
+        "declared": draw(st.none() | st.builds(Declared, idle_session_timeout=st.none() | st.floats(0, 1e5))),
+        "ping": draw(st.none() | st.just(DEAR)),
+        "kept_seconds": draw(st.none() | st.floats(0.01, 2e5)),
+    }
+
+
+@settings(deadline=None)
+@given(worlds())
+def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> None:
+    """One second is the least that SQLAlchemy can be told; above it every age rests on a proof."""
+    advice = advise(target="default", **world)  # type: ignore[arg-type]
+    idle, policy, kept = world["idle"], world["policy"], world["kept_seconds"]
+    assert isinstance(idle, IdleStatus)
+    assert isinstance(policy, Policy)
+    proven = idle.proven_seconds
+    recycle = advice.settings.pool_recycle
+    assert 1 <= recycle <= max(1, policy.max_pool_recycle)
+    basis = proven if proven is not None else world["shortest_rest"]
+    assert isinstance(basis, float)
+    assert recycle <= max(1, policy.safety * basis)
+    age = advice.settings.pool_recycle_with_keepalive
+    if age is not None:
+        assert isinstance(kept, float)
+        assert recycle < age <= min(kept, policy.max_pool_recycle)
+        assert idle.keepalive_helps is not False
+    keepalive = advice.socket.keepalive
+    assert keepalive is not None
+    assert keepalive.idle <= LONGEST_KEEPALIVE_IDLE
+    if proven is not None and idle.dead_by_seconds is not None:
+        assert keepalive.idle <= max(1, proven / 2)
+    elif proven is None:
+        assert keepalive.idle == UNPROVEN_KEEPALIVE_IDLE
+    after = advice.settings.selective_pre_ping_after
+    assert after is None or proven is None or after <= max(1, proven)
+
+
+AGES = {
+    "python": r"pool_recycle=(\d+)",
+    "env": r"^POOL_RECYCLE=(\d+)",
+    "psycopg": r"max_lifetime=([\d.]+)",
+    "asyncpg": r"max_inactive_connection_lifetime=(\d+)",
+    "django": r"CONN_MAX_AGE=(\d+)",
+    "rails": r"max_age: ([\d.]+)",
+    "pgbouncer": r"server_lifetime = (\d+)",
+    "npgsql": r"Connection Lifetime=(\d+)",
+    "node-postgres": r"maxLifetimeSeconds: (\d+)",
+    "sqlalchemy": r"'pool_recycle': (\d+)",
+}
+
+
+@settings(deadline=None)
+@given(worlds())
+def test_no_format_says_more_than_the_advice(world: dict[str, object]) -> None:
+    advice = advise(target="default", **world)  # type: ignore[arg-type]
+    longest = advice.settings.pool_recycle_with_keepalive or advice.settings.pool_recycle
+    for name, pattern in AGES.items():
+        found = re.search(pattern, str(FORMATS[name].render(advice)), re.MULTILINE)
+        assert found is not None, name
+        assert float(found[1]) <= longest, name
+
+
+# --- what a ping costs decides ----------------------------------------------------------------------------------------
+
+
+def codes(advice: Recommendation) -> set[str]:
+    return {remark.code for remark in (*advice.reasons, *advice.warnings)}
+
+
+def test_a_dear_ping_is_for_the_rested_only_and_the_round_trips_are_told() -> None:
+    advice = advised(ping=DEAR)
+    assert advice.settings.pool_pre_ping is False
+    assert advice.settings.selective_pre_ping_after == pytest.approx(1.95)
+    (why,) = [reason.text for reason in advice.reasons if reason.code == "pre_ping_selective"]
+    assert "50 %" in why
+    assert "Under AUTOCOMMIT a ping takes 1 instead of 3 round trips" in why
+    assert advice.pre_ping_cost is not None
+    assert (advice.pre_ping_cost.round_trips, advice.pre_ping_cost.round_trips_autocommit) == (3, 1)
+
+
+def test_a_ping_above_the_application_s_target_is_dear_too() -> None:
+    cheap = replace(DEAR, overhead_ratio=0.05, overhead_low=0.04)
+    assert advised(ping=cheap).settings.pool_pre_ping is True
+    impatient = ApplicationSettings(checkout_p99=0.005)
+    assert advised(ping=cheap, application=impatient).settings.pool_pre_ping is False
+    assert advised(ping=cheap, application=ApplicationSettings(checkout_p99=0.01)).settings.pool_pre_ping is True
+
+
+@pytest.mark.parametrize("idle", [status(status=Status.CONFIRMED), status(death=Death.SILENT), status(9.0, None)])
+def test_pre_ping_is_kept_where_more_depends_on_it(idle: IdleStatus) -> None:
+    advice = advised(idle, ping=DEAR)
+    assert advice.settings.pool_pre_ping is True
+    assert "pre_ping_kept" in codes(advice)
+
+
+# --- trials have the last word ----------------------------------------------------------------------------------------
+
+
+def tried(setup: Setup, outcome: str, at: float) -> TrialResult:
+    error = None if outcome == "ok" else "ConnectionDoesNotExistError: it was closed"
+    return TrialResult(
+        setup=setup,
+        at=at,
+        idle_seconds=21.1,
+        outcome=outcome,
+        checkout_seconds=0.01 if outcome == "ok" else None,
+        reconnected=None,
+        error=error,
+    )
+
+
+def test_a_failed_trial_withdraws_the_advice_until_one_succeeds() -> None:
+    advice = advised()
+    setup = recommended(advice)
+
+    def after(*results: TrialResult) -> Recommendation:
+        return after_trials(advice, results, policy=POLICY, shortest_rest=5.0)
+
+    withdrawn = after(tried(setup, "ok", 1.0), tried(setup, "error", 2.0))
+    assert (withdrawn.status, withdrawn.settings.pool_recycle) == (Status.PROVISIONAL, 2)
+    assert withdrawn.warnings[0].code == "trial_failed"
+    assert "it was closed" in withdrawn.warnings[0].text
+    assert withdrawn.warnings[0].evidence == "/recommendation?target=default"
+    assert withdrawn.verification is not None
+    assert withdrawn.verification.outcome == "failed"
+    restored = after(tried(setup, "error", 2.0), tried(setup, "ok", 3.0))
+    assert (restored.status, restored.settings) == (advice.status, advice.settings)
+    others = after(tried(replace(setup, name="defaults", pool_recycle=-1), "error", 4.0))
+    assert (others.status, others.verification) == (advice.status, None)
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+LIMIT = IdleLimit(proven_seconds=19.5, dead_by_seconds=20.1, estimate_seconds=19.8, death=Death.CLOSED)
+
+
+@pytest.mark.parametrize(
+    ("recycle", "ping", "death", "verdict", "because"),
+    [
+        (10.0, False, Death.SILENT, "protected", "no connection older"),
+        (1800.0, False, Death.CLOSED, "exposed", '"connection is closed"'),
+        (1800.0, False, Death.RESET_ON_USE, "exposed", "closed in the middle of operation"),
+        (-1.0, False, Death.SILENT, "exposed", "about 15 minutes"),
+        (-1.0, True, Death.SILENT, "exposed", "pre-ping does not help: it hangs"),
+        (-1.0, True, Death.CLOSED, "protected", "pre-ping finds them"),
+        (None, True, Death.CLOSED, "unknown", "pool_recycle is not known"),
+        (1800.0, True, None, "unknown", "not known yet"),
+    ],
+)
+def test_the_verdict_on_what_is_declared(
+    recycle: float | None, ping: bool, death: Death | None, verdict: str, because: str
+) -> None:
+    settings = ApplicationSettings(pool_recycle=recycle, pool_pre_ping=ping)
+    judged = judge_application(settings, replace(LIMIT, death=death))
+    assert judged.verdict == verdict
+    assert because in judged.because
+
+
+async def seen(server: PostgresServer) -> Activity:
+    target = TargetSettings(url=server.url(), tls={"mode": "disable"})  # type: ignore[arg-type]
+    _, activity = await observe(Endpoint(target))
+    assert activity is not None
+    return activity
+
+
+async def test_the_sessions_a_real_server_shows_convict_and_point_to_leaks(
+    make_server: type[PostgresServer],
+) -> None:
+    """Those of the application alone: same role, and neither the sidecar's own nor another role's."""
+    server = make_server()
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def session(**arguments: object) -> asyncpg.Connection:
+            connection = await asyncpg.connect(server.url(), **arguments)
+            stack.callback(connection.terminate)
+            return connection
+
+        administrator = await session(server_settings={"application_name": "connection-health-sidecar/trial"})
+        await administrator.execute("CREATE ROLE another LOGIN")
+        await session(user="another")
+        nobody = await seen(server)
+        assert sum(nobody.connections.values()) == 0
+        assert "none of its sessions shows" in judge_application(None, LIMIT, nobody).because
+
+        first, second = await session(), await session()
+        await asyncio.sleep(0.3)
+        resting = await seen(server)
+        assert resting.connections == {"active": 0, "idle": 2, "idle_in_transaction": 0}
+        assert resting.longest_idle_seconds is not None
+        assert resting.longest_idle_seconds >= 0.3
+        # On a path where connections live a quarter of a second at rest, they are dead and nobody has noticed yet.
+        short = replace(LIMIT, proven_seconds=0.2, dead_by_seconds=0.25)
+        convicted = judge_application(None, short, resting)
+        assert convicted.verdict == "exposed"
+        assert '"connection is closed"' in convicted.because
+        assert judge_application(None, replace(short, death=Death.SILENT), resting).because.count("15 minutes") == 1
+        assert judge_application(None, LIMIT, resting).verdict == "unknown"
+        assert [remark.code for remark in about_activity(resting, short)] == ["application_rests_too_long"]
+
+        for connection in (first, second):
+            await connection.execute("BEGIN; SELECT 1")
+        held = await seen(server)
+        assert held.connections == {"active": 0, "idle": 0, "idle_in_transaction": 2}
+        assert held.longest_idle_in_transaction_seconds is not None
+        # The same sessions a minute later, without waiting for it.
+        (exhausted,) = about_activity(replace(held, longest_idle_in_transaction_seconds=61.0), LIMIT)
+        assert exhausted.code == "pool_exhausted"
+        assert "neither pre-ping nor recycle cures it" in exhausted.text
+        await second.execute("ROLLBACK")
+        leak = replace(await seen(server), longest_idle_in_transaction_seconds=61.0)
+        assert [remark.code for remark in about_activity(leak, LIMIT)] == ["idle_in_transaction"]
