@@ -1,0 +1,39 @@
+"""Trying settings out: what is left behind when it is given up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sidecar.core.trials import Setup
+from sidecar.demo.server import PostgresServer
+from sidecar.probes.endpoint import Endpoint
+from sidecar.probes.trial import try_out
+from sidecar.settings import TargetSettings
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110 - nobody else tells
+            await asyncio.sleep(0.01)
+
+
+def querying() -> bool:
+    return any(task.get_name() == "trial" for task in asyncio.all_tasks())
+
+
+async def test_given_up_while_a_ping_hangs_it_leaves_no_connection(postgres: PostgresServer, make_path: Any) -> None:
+    path = await make_path(postgres, "silent", idle_limit=0.5)
+    endpoint = Endpoint(TargetSettings.model_validate({"url": postgres.url(port=path.port)}))
+    setup = Setup(name="pre_ping_only", pool_recycle=-1, pool_pre_ping=True)
+    trying = asyncio.create_task(try_out(endpoint, setup, 1.0, patience_seconds=60))
+    await until(lambda: path.accepted > 0 and not querying())
+    await until(querying)
+    trying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trying
+    # The dropped connection fails the ping, and a pool left to itself would go on to open another.
+    await until(lambda: path.connections == 0 and not querying())
