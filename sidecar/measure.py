@@ -148,7 +148,8 @@ class _Measurement:
 
     async def _watch(self, target: Target, tasks: Sequence[asyncio.Task[None]]) -> tuple[End, str | None]:
         """Show how it stands until it is over."""
-        common = defaults(known_limits())
+        cap = self._settings.targets[TARGET].idle.cap
+        common = [limit for limit in defaults(known_limits()) if limit <= cap]  # none beyond it will be found
         interrupted: asyncio.Task[Any] = asyncio.create_task(self._interrupted.wait())
         try:
             with terminal.progress(self._progress, line_every_seconds=_LINE_EVERY_SECONDS) as show:
