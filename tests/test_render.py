@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 import yaml
@@ -236,6 +237,38 @@ class TestSqlalchemy:
         async with engine.connect() as connection:
             assert await connection.scalar(text("SELECT 1")) == 1
         await engine.dispose()
+
+    @pytest.mark.parametrize("advised", [True, False])
+    async def test_behind_a_transaction_pooler_only_the_connect_args_advised_work(
+        self, postgres: PostgresServer, advised: bool
+    ) -> None:
+        """Somebody else is at work on the server process that knows the statements; the pooler gives us another."""
+        arguments = FORMATS["sqlalchemy"].render(ADVICES["fatal"])
+        assert isinstance(arguments, dict)
+        if not advised:
+            del arguments["connect_args"]
+        with pgbouncer(postgres, "[pgbouncer]\npool_mode = transaction") as url:
+            address = url.replace("postgresql:", "postgresql+asyncpg:") + "postgres"
+            engine = create_async_engine(address, pool_size=1, max_overflow=0, **arguments)
+            other = await asyncpg.connect(url + "postgres", statement_cache_size=0)
+
+            async def work() -> None:
+                async with engine.connect() as connection:
+                    assert await connection.scalar(text("SELECT 7")) == 7
+
+            try:
+                await work()
+                async with other.transaction():
+                    if advised:
+                        await work()
+                    else:
+                        with pytest.raises(DBAPIError) as refused:
+                            await work()
+                        assert refused.value.orig is not None
+                        assert refused.value.orig.sqlstate == "26000"
+            finally:
+                other.terminate()
+                await engine.dispose()
 
 
 class TestPython:
