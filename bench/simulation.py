@@ -11,13 +11,14 @@ import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf
+from math import ceil, inf
 
 from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.evidence import Observation
-from sidecar.core.facts import Died, Ending, Fact, Identity, Opened, OpenFailed, Survived
+from sidecar.core.facts import Aged, Cause, Died, Disturbed, Ending, Fact, Identity, Opened, OpenFailed, Survived
 from sidecar.core.idle import IdleMachine
 
+VISIBLE = ("close", "fatal")  # deaths that show by themselves
 ENDINGS = {
     "silent": Ending(noticed="deadline"),
     "reset": Ending(noticed="using", signal="rst"),
@@ -34,6 +35,7 @@ class _Connection:
     used: float
     limit: Callable[[float], float]  # idle limit of this connection's path, at a time
     killed_at: float
+    too_old_at: float
     life: int
     ended: bool = False
 
@@ -45,6 +47,8 @@ class World:
     `limit(draw, now)` gives the idle limit at a time for a connection whose path was drawn as `draw` (uniform in 0…1):
     one number for a plain path, two for two populations, a step for a changed one. `kill_rate` is the rate per second
     of unrelated, unseen deaths. `restarts` are times at which the server restarts and everything open dies visibly.
+    `lifetime(draw, now)` gives the age at which a connection opened then dies however busy it is. With `beats`, a
+    session is held that is used every so many seconds, as the heartbeat does, and what becomes of it is told.
     """
 
     limit: Callable[[float, float], float]
@@ -55,6 +59,8 @@ class World:
     deadline: float = 0.0  # what an unanswered use costs
     restarts: tuple[float, ...] = ()
     outages: tuple[tuple[float, float], ...] = ()  # (from, to): no connection can be opened, no use is answered
+    lifetime: Callable[[float, float], float] = lambda draw, now: inf
+    beats: float = 0.0
     keepalive_helps: bool = False  # the limit does not apply to connections with TCP keepalive
     flushes: tuple[float, ...] = ()  # the path forgets all connections, unseen
     floor: float = 5.0
@@ -72,6 +78,8 @@ class World:
     def start(self) -> Simulation:
         """A machine that has just been given its budget."""
         simulation = Simulation(self)
+        if self.beats:
+            simulation.begin_session()
         simulation.tell(Budget(connections=self.connections))
         return simulation
 
@@ -162,9 +170,17 @@ class Simulation:
         draw, world = self.random.random(), self.world
         killed_at = self.now + self.random.expovariate(world.kill_rate) if world.kill_rate else inf
         kept = world.keepalive_helps and command.keepalive is not None
-        self._open[number] = _Connection(
-            self.now, self.now, lambda at: inf if kept else world.limit(draw, at), killed_at, self._life
+        too_old_at = self.now + world.lifetime(draw, self.now)
+        self._open[number] = connection = _Connection(
+            self.now, self.now, lambda at: inf if kept else world.limit(draw, at), killed_at, too_old_at, self._life
         )
+        if world.death in VISIBLE and too_old_at < inf:
+
+            def end() -> None:
+                if self._open.get(number) is connection:
+                    self._die(number, ENDINGS["close"])
+
+            self._at(too_old_at, end)
         self._watch(number)
         self.tell(Opened(connection=number, identity=self._identity(), seconds=0.0))
 
@@ -174,7 +190,7 @@ class Simulation:
     def _watch(self, number: int) -> None:
         """Where deaths are visible, the connection ends by itself at its limit."""
         connection = self._open[number]
-        if self.world.death in ("close", "fatal") and (limit := self._limit(connection)) < inf:
+        if self.world.death in VISIBLE and (limit := self._limit(connection)) < inf:
             rest_began = connection.used
 
             def end() -> None:
@@ -188,12 +204,12 @@ class Simulation:
             return  # its death is already on the way
         self.used += 1
         idle = self.now - connection.used
-        visible = self.world.death in ("close", "fatal")
+        visible = self.world.death in VISIBLE
         if self._out:
             self._die(number, ENDINGS["silent"])
         elif self.now >= connection.killed_at or connection.life != self._life:
             self._die(number, ENDINGS["reset" if visible else self.world.death])
-        elif not visible and idle >= self._limit(connection):
+        elif not visible and (idle >= self._limit(connection) or self.now >= connection.too_old_at):
             self._die(number, ENDINGS[self.world.death])
         else:
             connection.used = self.now
@@ -218,6 +234,25 @@ class Simulation:
                 self.tell(fact)
 
         self._at(self.now + after, tell)
+
+    def begin_session(self) -> None:
+        """Hold a session until its age ends it, and tell of that as the heartbeat does."""
+        world, opened = self.world, self.now
+        ages = world.lifetime(self.random.random(), self.now)
+        if ages == inf:
+            return
+        visible = world.death in VISIBLE
+        beats = ceil(ages / world.beats)  # the one that is not answered
+
+        def lost() -> None:
+            ending = ENDINGS["close" if visible else world.death]
+            lived, age = (beats - 1) * world.beats, ages if visible else beats * world.beats
+            aged = Aged(lived_seconds=lived, age_seconds=age, ending=ending, identity=self._identity())
+            self.tell(Disturbed(cause=Cause.PARTITION if world.death == "silent" else Cause.UNKNOWN, aged=aged))
+            self.begin_session()
+            self.tell(aged)
+
+        self._at(opened + ages if visible else opened + beats * world.beats + world.deadline, lost)
 
     def _flush(self) -> None:
         for connection in self._open.values():

@@ -98,7 +98,14 @@ class Target:
         )
         self._surveyor = Surveyor(self._machine, endpoint, deadline_seconds=idle.deadline, record=self._observed)
         self._pool = HeldPool(self._target, endpoint, self._pool_observed)
-        self._watch = Watch(name, self._target, endpoint, on_outage=self._outage, on_disturbed=self._disturbed)
+        self._watch = Watch(
+            name,
+            self._target,
+            endpoint,
+            on_outage=self._outage,
+            on_disturbed=self._disturbed,
+            on_aged=self._surveyor.tell,
+        )
         self._trials = Trials(
             name,
             endpoint,
@@ -286,9 +293,10 @@ class Target:
             if not over(found):
                 self._unfinished.append(found)
 
-    def _disturbed(self, cause: Cause) -> None:
-        self._trials.disturbed()
-        self._surveyor.tell(Disturbed(cause=cause))
+    def _disturbed(self, fact: Disturbed) -> None:
+        if not self._machine.expects(fact):  # a session that has just reached the age at which all end disturbs nobody
+            self._trials.disturbed()
+        self._surveyor.tell(fact)
 
     # -- what others see ------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from sidecar.core.failover import (
     State,
     Suspected,
     Tell,
+    Witness,
     WriteAnswered,
     diagram,
 )
@@ -986,7 +987,7 @@ class Shell(RuleBasedStateMachine):
                     self.session, self.question, self.attempts = False, None, set()
                 case Record(outage=outage):
                     self.keep(outage)
-                case Discard() | Tell(disturbed=Disturbed()):
+                case Discard() | Tell(disturbed=Disturbed()) | Witness():
                     pass
 
     def keep(self, outage: Outage) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 
 from sidecar.core.evidence import Interval, Outage, Spell
-from sidecar.core.facts import Cause
+from sidecar.core.facts import Aged, Cause
 from sidecar.core.failover import State
 from sidecar.core.outages import over
 from sidecar.probes.endpoint import Endpoint
@@ -71,13 +71,15 @@ class Watched:
         settings = Settings.model_validate({"targets": {"db": {"url": url, "heartbeat": heartbeat, **target}}})
         self.versions: list[Outage] = []
         self.causes: list[Cause] = []
+        self.aged: list[Aged] = []
         self.lags: list[tuple[float, float]] = []  # wall clock, and by how much the event loop was late
         self.watch = Watch(
             "db",
             settings.targets["db"],
             Endpoint(settings.targets["db"]),
             on_outage=self.versions.append,
-            on_disturbed=self.causes.append,
+            on_disturbed=lambda disturbed: self.causes.append(disturbed.cause),
+            on_aged=self.aged.append,
         )
 
     async def measure_lag(self) -> None:

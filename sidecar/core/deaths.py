@@ -8,8 +8,10 @@ for a limit is the classic way to publish nonsense. The evidence, strongest firs
   25P04 concern transactions.
 - No fresh connection can be had either: the path or the server is gone for everybody.
 - The fresh connection finds another server, or the same one started anew.
-- Other connections were closed in the same moment after different rests: somebody cleared the table.
-- Otherwise rest is the likeliest cause. It needs further witnesses before it is believed (see `knowledge`).
+- Other connections were closed in the same moment, neither equally rested nor equally old: somebody cleared the table.
+- It was not left to rest for as long as rests are survived, or others die at that age however busy they are: its age.
+- Otherwise rest is the likeliest cause. It needs further witnesses before it is believed (see `knowledge`), and so does
+  age (see `lifetime`).
 
 No death is judged on the spot: `Inquest` keeps it until a fresh connection has answered.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import inf
 
 from sidecar.core.facts import Cause, Died, Ending, Identity
 
@@ -46,12 +49,12 @@ def moved(before: Identity, after: Identity, known: Collection[tuple[str | None,
     return Cause.FAILOVER if other_cluster or before.address != after.address else Cause.RESTART
 
 
-def judge(ending: Ending, *, doubt: Cause | None, in_company: bool) -> Cause:
+def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool = False) -> Cause:
     """Why a connection ended.
 
     `doubt` is what else happened while it was open (a new life of the server, a time in which no connection could be
-    had, a disturbance reported by others). `in_company` tells that others ended in the same moment after clearly
-    different rests.
+    had, a disturbance reported by others). `in_company` tells that others ended in the same moment at clearly
+    different rests and ages. `aged` tells that its age explains its end, where its rest does not or need not.
     """
     if says_idle(ending):
         return Cause.IDLE_LIMIT
@@ -61,7 +64,9 @@ def judge(ending: Ending, *, doubt: Cause | None, in_company: bool) -> Cause:
         return Cause.CULL
     if ending.sqlstate in _IN_TRANSACTION:
         return Cause.UNKNOWN
-    return Cause.CULL if in_company else Cause.IDLE_LIMIT
+    if in_company:
+        return Cause.CULL
+    return Cause.LIFETIME_LIMIT if aged else Cause.IDLE_LIMIT
 
 
 SETTLE_SECONDS = 0.25
@@ -79,6 +84,7 @@ class Case:
     identity: Identity
     at: float
     doubt: Cause | None
+    busy: bool = False  # its last rest was too short to kill
     answered: bool = False  # a fresh connection was opened since
 
     @property
@@ -96,7 +102,7 @@ class Inquest:
     def __init__(self) -> None:
         self._cases: list[Case] = []
         self._lives: dict[tuple[str | None, float | None], Identity] = {}  # of the server; the last one met last
-        self._ends: list[tuple[float, float]] = []  # (when, after which rest) of ends noticed at rest
+        self._ends: list[tuple[float, Died]] = []  # noticed at rest, and when
 
     @property
     def waiting(self) -> bool:
@@ -108,12 +114,15 @@ class Inquest:
         """When the next case is ripe; None while none was answered."""
         return min((case.settled_at for case in self._cases if case.answered), default=None)
 
-    def report(self, died: Died, *, arm: str, identity: Identity, doubt: Cause | None, now: float) -> None:
-        """Take a death. `doubt` is what else is known to have happened while the connection was open."""
+    def report(
+        self, died: Died, *, arm: str, identity: Identity, doubt: Cause | None, now: float, busy: bool = False
+    ) -> None:
+        """Take a death. `doubt` is what else is known to have happened while the connection was open, `busy` that it
+        was used so often that rest cannot have killed it."""
         if died.ending.noticed == "reading":
             self._ends = [end for end in self._ends if now - end[0] < 10 * SETTLE_SECONDS]
-            self._ends.append((now, died.idle_seconds))
-        self._cases.append(Case(died=died, arm=arm, identity=identity, at=now, doubt=doubt))
+            self._ends.append((now, died))
+        self._cases.append(Case(died=died, arm=arm, identity=identity, at=now, doubt=doubt, busy=busy))
 
     def answered(self, identity: Identity) -> Cause | None:
         """A fresh connection answered, which tells about all the dead. The cause, if it met a new server life."""
@@ -134,19 +143,30 @@ class Inquest:
         for case in self._cases:
             case.doubt = case.doubt or cause
 
-    def verdicts(self, now: float) -> list[tuple[Case, Cause]]:
-        """The cases that are ripe, and what they died of."""
+    def verdicts(self, now: float, *, fatal_age: float = inf) -> list[tuple[Case, Cause]]:
+        """The cases that are ripe, and what they died of. From `fatal_age` (seconds) on, age explains a death."""
         ripe = [case for case in self._cases if case.answered and now >= case.settled_at]
         self._cases = [case for case in self._cases if case not in ripe]
-        return [(case, judge(case.died.ending, doubt=case.doubt, in_company=self._in_company(case))) for case in ripe]
+        return [(case, self._judged(case, fatal_age)) for case in ripe]
 
     def adjourn(self) -> list[Case]:
         """Give up all open cases: nobody will come to answer."""
         cases, self._cases = self._cases, []
         return cases
 
+    def _judged(self, case: Case, fatal_age: float) -> Cause:
+        aged = case.busy or case.died.age_seconds >= fatal_age
+        return judge(case.died.ending, doubt=case.doubt, in_company=self._in_company(case), aged=aged)
+
     def _in_company(self, case: Case) -> bool:
-        rest = max(case.died.idle_seconds, 1e-9)
-        return case.died.ending.noticed == "reading" and any(
-            abs(when - case.at) <= SETTLE_SECONDS and not 0.9 < other / rest < 1.1 for when, other in self._ends
+        died = case.died
+        return died.ending.noticed == "reading" and any(
+            abs(when - case.at) <= SETTLE_SECONDS
+            and not _alike(other.idle_seconds, died.idle_seconds)
+            and not _alike(other.age_seconds, died.age_seconds)
+            for when, other in self._ends
         )
+
+
+def _alike(one: float, other: float) -> bool:
+    return 0.9 < one / max(other, 1e-9) < 1.1

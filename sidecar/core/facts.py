@@ -117,10 +117,24 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Aged:
+    """How old a busy connection got that has ended. It answered at `lived_seconds` and was gone at `age_seconds`."""
+
+    lived_seconds: float
+    age_seconds: float
+    ending: Ending
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbed:
-    """Someone else saw the database restart, move or vanish: connections open at that time testify to nothing."""
+    """Someone else saw the database restart, move or vanish: connections open at that time testify to nothing.
+
+    `aged` is the one connection whose end is all that was seen so far, if it was no more than that.
+    """
 
     cause: Cause
+    aged: Aged | None = None
 
 
-Fact = Opened | OpenFailed | Survived | Died | Disturbed
+Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed

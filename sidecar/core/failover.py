@@ -54,8 +54,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from sidecar.core.evidence import STALE_WRITER, Outage
-from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
-from sidecar.core.outages import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, Trouble, classify, spoil
+from sidecar.core.facts import Aged, Cause, Death, Disturbed, Ending, Identity
+from sidecar.core.outages import ADMIN_SHUTDOWN, CRASH_SHUTDOWN, STOPPING, Trouble, classify, spoil
 
 IN_FLIGHT = 8
 """Unanswered attempts at a time: half of them at the ordinary pace, for a path that is only slow, the others spread
@@ -271,7 +271,14 @@ class Tell:
     disturbed: Disturbed
 
 
-Command = Beat | CheckWrite | Drop | Attempt | Adopt | Discard | Record | Tell
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Tell how old a session got that ended while nothing else was amiss: a fresh connection worked at once."""
+
+    aged: Aged
+
+
+Command = Beat | CheckWrite | Drop | Attempt | Adopt | Discard | Record | Tell | Witness
 
 
 Question = Literal["beat", "write"]
@@ -323,6 +330,8 @@ class FailoverMachine:
         self._question: Question | None = None
         self._asked = self._due = now
         self._identity: Identity | None = None
+        self._opened = (now, now)  # between these two
+        self._aged: Aged | None = None  # the session lost in the present trouble, while it was the only one
         self._tells_role = False
         self._read_only = False  # as last told unasked
         self._check_wanted = False
@@ -479,7 +488,9 @@ class FailoverMachine:
 
     def _lost(self, ending: Ending, now: float) -> list[Command]:
         after, until = self._session_failed(ending, now)
+        aged = self._age_at_end(ending, now)
         self._move(Event.LOST, now)
+        self._aged = aged if self._trouble is None else None
         trouble = self._trouble or self._open(now)
         door = trouble.connect
         if door is not None and door.ended is None and door.began[1] > after and not trouble.refusals:
@@ -494,7 +505,19 @@ class FailoverMachine:
         self._question = None
         self._attempts.clear()  # what began before testifies to nothing
         self._hurry(now)
-        return [Drop(), Tell(Disturbed(cause=_suspicion(ending))), Record(trouble.outage())]
+        return [Drop(), Tell(Disturbed(cause=_suspicion(ending), aged=self._aged)), Record(trouble.outage())]
+
+    def _age_at_end(self, ending: Ending, now: float) -> Aged | None:
+        """How old the session got; None where it was told to end, whatever its age."""
+        if ending.sqlstate in STOPPING or self._identity is None:
+            return None
+        asked = self._question is not None and ending.noticed != "reading"
+        return Aged(
+            lived_seconds=max(0.0, self._read_good - self._opened[1]),
+            age_seconds=(self._asked if asked else now) - self._opened[0],
+            ending=ending,
+            identity=self._identity,
+        )
 
     def _session_failed(self, ending: Ending, now: float) -> tuple[float, float]:
         """When reading ended: after, until."""
@@ -567,12 +590,16 @@ class FailoverMachine:
         commands: list[Command] = [Adopt(fact.attempt)]
         self._attempts.clear()
         self._identity, self._tells_role, self._read_only = fact.identity, fact.tells_role, False
+        self._opened = (self._door_good, now)
         self._read_good = self._door_good
         if (trouble := self._trouble) is not None:
             for span in (trouble.connect, trouble.read):
                 if span is not None:
                     span.good(now)
             trouble.after = fact.identity
+            if self._aged is not None and trouble.one_session_only:
+                commands.append(Witness(self._aged))
+            self._aged = None
             if trouble.ending is None and trouble.move is not None:
                 commands.append(Tell(Disturbed(cause=Cause.FAILOVER)))  # though the former session lived to the last
             if not trouble.over:  # else the answer to the question below decides

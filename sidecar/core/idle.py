@@ -18,6 +18,10 @@ knowledge alone:
 Once the limit is verified, a connection with TCP keepalive well below it rests beyond it. If it lives, keepalive helps,
 and the limit belongs to something that looks at packets; if such connections die, to something that counts bytes.
 
+Beside these, one connection is used all the time and grows old: if such connections die at one age, it is a limit on
+age (see `lifetime`). The heartbeat's session testifies to that, too. Where resting connections died no sooner than busy
+ones, there is no sign of an idle limit; what has been proven of rests holds all the same.
+
 A change of stage closes nothing: connections were never used, so whatever their age, they serve the next stage too.
 Only a new *regime* starts afresh: when a verified limit is contradicted, it has changed, and older evidence is history.
 A guard that dies makes the limit suspect at once; a volley then tells an accident from a change.
@@ -44,10 +48,11 @@ from math import inf
 from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.deaths import Case, Inquest
 from sidecar.core.evidence import Observation
-from sidecar.core.facts import Cause, Death, Died, Disturbed, Fact, Identity, Opened, OpenFailed, Survived
-from sidecar.core.knowledge import BEYOND, CONFIRM_WITHIN, Knowledge, Trial
+from sidecar.core.facts import Aged, Cause, Death, Died, Disturbed, Fact, Identity, Opened, OpenFailed, Survived
+from sidecar.core.knowledge import BEYOND, CONFIRM_WITHIN, Knowledge, Trial, visible_resolution
 from sidecar.core.ladder import Prior, best_test, has_sentinel, next_rung, rungs, settled
-from sidecar.core.recommendation import Keepalive, Status
+from sidecar.core.lifetime import AGREE, Life
+from sidecar.core.recommendation import Keepalive, LifetimeLimit, Status
 from sidecar.core.views import ProbeView
 
 OPENING_SPACING_SECONDS = 0.1  # openings are spread out: no burst of handshakes on the target
@@ -59,6 +64,9 @@ TOO_OLD = 1.03  # a connection that rested this much more than the rest in quest
 RULER = (1 / 8, 1 / 4, 1 / 8, 1 / 2, 1 / 8, 1 / 4, 1 / 8, 1.01 * BEYOND)  # of the shortest fatal rest
 KEEPALIVE_SHARE = 0.3  # of the longest rest survived: one lost keepalive must not matter
 KEPT_REST = 1.3  # of the shortest fatal rest: where a connection kept alive shows that it is
+BUSY_SHARE = 0.3  # of the longest rest survived: what a busy connection rests at most
+BUSY_STEP = 0.02  # of its age: how exactly its death tells the limit
+BUSY_LEAST_SECONDS = 1.0
 
 _SERVER_STOPPED = ("57P01", "57P02", "57P03")
 
@@ -82,6 +90,7 @@ class Arm(StrEnum):
     GUARD = "guard"
     RULER = "ruler"
     KEEPALIVE = "keepalive"
+    LIFETIME = "lifetime"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +113,9 @@ class IdleStatus:
     keepalive_helps: bool | None  # whether TCP keepalive holds connections open beyond the limit
     transaction_pooler: bool  # several backends answered one connection, or one backend several at a time
     probes: tuple[ProbeView, ...]
+    lifetime: LifetimeLimit | None = None  # the age at which busy connections die, once that has repeated itself
+    suspected_age_seconds: float | None = None  # what is proven of ages while it has not
+    busy_seconds: float | None = None  # the greatest age at which a busy connection was seen alive
 
 
 @dataclass(slots=True)
@@ -114,15 +126,13 @@ class _Probe:
     arm: Arm = Arm.SEARCH
     goal: float | None = None  # rest to reach, then use; None = only rest
     state: str = "opening"
+    opened_at: float = 0.0
     since: float = 0.0  # when it was opened, or used
     rested: float = 0.0  # before it was used
+    recorded_age: float = 0.0  # of a busy one
     failures: int = 0
     identity: Identity = field(default_factory=Identity)
     doubt: Cause | None = None  # something happened while it was open: its death testifies to nothing
-
-    @property
-    def opened_at(self) -> float:
-        return self.since - self.rested
 
     def idle(self, now: float) -> float:
         return now - self.since if self.state == "resting" else self.rested
@@ -191,7 +201,8 @@ class IdleMachine:
     def handle_timer(self, now: float) -> list[Command]:
         """Use what has rested enough, judge what has settled."""
         commands: list[Command] = []
-        for case, cause in self._inquest.verdicts(now):
+        fatal_age = inf if self._known.high <= self._known.fatal_age else self._known.fatal_age
+        for case, cause in self._inquest.verdicts(now, fatal_age=fatal_age):
             commands += self._record(self._death_certificate(case, cause), now)
         for probe in self._probes.values():
             deadline = _deadline(probe)
@@ -215,8 +226,10 @@ class IdleMachine:
                 commands = self._survived(fact, now)
             case Died():
                 commands = self._died(fact, now)
+            case Aged():
+                commands = self._aged(fact, now)
             case Disturbed():
-                commands = self._disturbed(fact.cause, now)
+                commands = [] if self.expects(fact) else self._disturbed(fact.cause, now)
             case Budget():
                 commands = self._budgeted(min(fact.connections, self._wanted))
         return commands + self._plan(now)
@@ -227,7 +240,9 @@ class IdleMachine:
 
     def status(self, now: float) -> IdleStatus:
         """What is known and how far the measurement is; cheap, changes nothing."""
-        known, witness = self._known, self._known.witness
+        known = self._known
+        witness = None if known.too_old_to_rest else known.witness
+        lifetime = self._lifetime_limit()
         return IdleStatus(
             status=known.status,
             stage=self._stage,
@@ -235,15 +250,18 @@ class IdleMachine:
             regime=self._regime,
             proven_seconds=known.proven or None,
             dead_by_seconds=None if witness is None else witness.idle_seconds,
-            estimate_seconds=known.estimate,
+            estimate_seconds=None if witness is None else known.estimate,
             death=None if witness is None else witness.death,
             sqlstate=None if witness is None else witness.sqlstate,
             several_populations=known.several_populations,
             exhausted=known.exhausted,
             fresh_survivals=known.fresh_survivals,
             fresh_deaths=known.fresh_deaths,
-            keepalive_helps=known.keepalive_helps,
+            keepalive_helps=None if witness is None else known.keepalive_helps,
             transaction_pooler=self._pooled,
+            lifetime=lifetime,
+            suspected_age_seconds=None if lifetime is not None else known.lifetimes.proven,
+            busy_seconds=known.busy_seconds or None,
             probes=tuple(
                 ProbeView(
                     connection=probe.connection,
@@ -254,6 +272,24 @@ class IdleMachine:
                 )
                 for probe in self._probes.values()
             ),
+        )
+
+    def expects(self, fact: Disturbed) -> bool:
+        """Whether all that was seen is a busy connection's death at an age at which they die anyway."""
+        return fact.aged is not None and self._known.lifetimes.expects(_life_of_session(fact.aged))
+
+    def _lifetime_limit(self) -> LifetimeLimit | None:
+        lifetimes = self._known.lifetimes
+        if not lifetimes.known:
+            return None
+        proven, witness = lifetimes.proven or 0.0, lifetimes.witness
+        visible = witness.death in (Death.CLOSED, Death.FATAL)
+        return LifetimeLimit(
+            proven_seconds=proven,
+            dead_by_seconds=witness.age_seconds,
+            estimate_seconds=witness.age_seconds if visible else (proven + witness.age_seconds) / 2,
+            death=witness.death,
+            sqlstate=witness.sqlstate,
         )
 
     # -- regimes and their evidence -------------------------------------------------------------------------------
@@ -270,17 +306,24 @@ class IdleMachine:
 
     def _learn(self, observation: Observation) -> None:
         """Take an observation of the present regime into the knowledge, now or when history is read."""
-        died = observation.outcome == "died" and observation.cause is Cause.IDLE_LIMIT
-        if died or observation.outcome == "survived":
-            take = self._known.add_kept_alive if observation.arm == Arm.KEEPALIVE else self._known.add
-            take(
-                Trial(
-                    idle_seconds=observation.idle_seconds,
-                    at=observation.at - self._epoch,
-                    death=observation.death if died else None,
-                    sqlstate=observation.sqlstate,
-                )
+        died, at = observation.outcome == "died", observation.at - self._epoch
+        if not died and observation.outcome != "survived":
+            return
+        busy = observation.arm == Arm.LIFETIME
+        if not died or (busy and observation.cause is Cause.LIFETIME_LIMIT):
+            self._known.add_life(_life_of(observation, at), busy=busy)
+        if busy and observation.cause is not Cause.IDLE_LIMIT:
+            return
+        # What a rest meets at a fatal age limits rests, too, so far as connections that are never used are concerned.
+        take = self._known.add_kept_alive if observation.arm == Arm.KEEPALIVE else self._known.add
+        take(
+            Trial(
+                idle_seconds=observation.idle_seconds,
+                at=at,
+                death=observation.death if died else None,
+                sqlstate=observation.sqlstate,
             )
+        )
 
     def _record(self, observation: Observation, now: float) -> list[Command]:
         """Learn from an observation and keep it."""
@@ -318,6 +361,7 @@ class IdleMachine:
         if probe is None or probe.state != "opening":
             return [] if probe else [Close(connection=fact.connection)]
         probe.state, probe.since, probe.identity = "resting", now, fact.identity
+        probe.opened_at = now
         cause = self._inquest.answered(fact.identity)
         if cause is None:
             return []
@@ -344,6 +388,8 @@ class IdleMachine:
         if probe is None or probe.state not in ("using", "overdue"):
             return []
         self._pooled = self._pooled or self._betrays_pooler(probe, fact.identity)
+        if probe.arm is Arm.LIFETIME:
+            return self._grew_older(probe, fact, now)
         self._climbed = max(self._climbed, fact.idle_seconds)
         commands = self._drop(probe)
         observation = self._observation(
@@ -355,6 +401,47 @@ class IdleMachine:
             identity=fact.identity,
         )
         return commands + self._record(observation, now)
+
+    def _grew_older(self, probe: _Probe, fact: Survived, now: float) -> list[Command]:
+        """A busy connection has answered. Its age is recorded now and then, each time in place of the last."""
+        age = probe.since - probe.opened_at  # when it was asked
+        probe.doubt = None  # whatever it was, it lived through it
+        commands: list[Command] = []
+        if age >= max(self._floor, AGREE * probe.recorded_age):
+            probe.recorded_age = age
+            observation = self._observation(
+                now,
+                id=f"{self._run}-age-{probe.connection}",
+                arm=probe.arm,
+                outcome="survived",
+                idle_seconds=fact.idle_seconds,
+                age_seconds=age,
+                identity=fact.identity,
+            )
+            commands = self._record(observation, now)
+        if age >= AGREE * self._cap and probe.connection in self._probes:
+            return commands + self._drop(probe)
+        probe.state, probe.since, probe.rested, probe.goal = "resting", now, 0.0, None
+        return commands
+
+    def _aged(self, fact: Aged, now: float) -> list[Command]:
+        """Somebody else's busy connection has ended, and nothing else was amiss."""
+        rest = fact.age_seconds - fact.lived_seconds
+        if rest >= self._known.low or _life_of_session(fact).vague:
+            return []
+        observation = self._observation(
+            now,
+            arm=Arm.LIFETIME,
+            outcome="died",
+            idle_seconds=rest,
+            age_seconds=fact.age_seconds,
+            identity=fact.identity,
+            death=fact.ending.death,
+            cause=Cause.LIFETIME_LIMIT,
+            sqlstate=fact.ending.sqlstate,
+            message=fact.ending.message,
+        )
+        return self._record(observation, now)
 
     def _betrays_pooler(self, probe: _Probe, answered: Identity) -> bool:
         """Whether a connection was answered by two backends, or shares its backend with another connection.
@@ -376,7 +463,12 @@ class IdleMachine:
         if probe is None or probe.state == "opening":
             return []
         del self._probes[probe.connection]
-        self._inquest.report(fact, arm=probe.arm, identity=probe.identity, doubt=probe.doubt, now=now)
+        doubt, busy = probe.doubt, False
+        if probe.arm is Arm.LIFETIME:
+            busy = fact.idle_seconds < self._known.low
+            if not busy or _dead(fact.age_seconds, fact.idle_seconds, fact.ending.death, None, now).vague:
+                doubt = doubt or Cause.UNKNOWN  # it was left to rest for once, or hardly lived at all
+        self._inquest.report(fact, arm=probe.arm, identity=probe.identity, doubt=doubt, now=now, busy=busy)
         return []
 
     def _disturbed(self, cause: Cause, now: float) -> list[Command]:
@@ -417,7 +509,11 @@ class IdleMachine:
         self._stage = self._stage_by_knowledge()
         if self._stage is Stage.MONITOR:
             return self._plan_monitor(now)
-        commands = self._trim(now)
+        commands: list[Command] = []
+        for probe in list(self._probes.values()):
+            if probe.arm in (Arm.KEEPALIVE, Arm.LIFETIME):  # they rest like no other, and cannot stand in for any
+                commands += self._drop(probe)
+        commands += self._trim(now)
         if self._stage is Stage.VOLLEY:
             commands += self._plan_volley(now)
         else:
@@ -497,9 +593,11 @@ class IdleMachine:
     def _plan_monitor(self, now: float) -> list[Command]:
         commands: list[Command] = []
         known = self._known
-        arms = [Arm.GUARD, Arm.RULER]
-        if known.high < inf and not known.several_populations and known.keepalive_helps is None:
-            arms = [Arm.GUARD, Arm.KEEPALIVE, Arm.RULER][: self._budget]
+        arms = [Arm.GUARD, Arm.RULER, Arm.LIFETIME]
+        in_question = known.high < inf and not known.several_populations and known.keepalive_helps is None
+        if in_question and BEYOND * known.high < known.fatal_age:
+            arms.insert(1, Arm.KEEPALIVE)
+        arms = arms[: self._budget]
         for probe in list(self._probes.values()):
             if probe.arm not in arms:
                 commands += self._drop(probe)
@@ -511,7 +609,10 @@ class IdleMachine:
                 if probe.arm is Arm.GUARD:
                     probe.goal = known.volley_rest
                 elif probe.arm is Arm.KEEPALIVE:
-                    probe.goal = KEPT_REST * known.high
+                    probe.goal = min(KEPT_REST * known.high, known.fatal_age)
+                elif probe.arm is Arm.LIFETIME:
+                    step = max(BUSY_LEAST_SECONDS, BUSY_STEP * (now - probe.opened_at))
+                    probe.goal = min(step, BUSY_SHARE * (known.low or self._floor))
                 else:
                     limit = known.high if known.high < inf else known.longest
                     probe.goal = max(self._floor, RULER[self._ruler_step % len(RULER)] * limit)
@@ -544,13 +645,12 @@ class IdleMachine:
 
     def _censor(self, probe: _Probe, cause: Cause, now: float) -> list[Command]:
         """Give up a connection whose rest can no longer testify."""
-        rested = probe.idle(now)
         observation = self._observation(
             now,
             arm=probe.arm,
             outcome="censored",
-            idle_seconds=rested,
-            age_seconds=rested,
+            idle_seconds=probe.idle(now),
+            age_seconds=now - probe.opened_at,
             identity=probe.identity,
             cause=cause,
         )
@@ -602,10 +702,13 @@ class IdleMachine:
         cause: Cause | None = None,
         sqlstate: str | None = None,
         message: str | None = None,
+        id: str | None = None,  # noqa: A002 - as it is called in the observation
     ) -> Observation:
-        self._recorded += 1
+        if id is None:
+            self._recorded += 1
+            id = f"{self._run}-{self._recorded}"  # noqa: A001
         return Observation(
-            id=f"{self._run}-{self._recorded}",
+            id=id,
             target=self._target,
             at=when + self._epoch,
             regime=self._regime,
@@ -619,6 +722,28 @@ class IdleMachine:
             message=message,
             identity=identity,
         )
+
+
+def _life_of(observation: Observation, at: float) -> Life:
+    """The life that a record tells of, `at` the time it ended or was last seen."""
+    age, death = observation.age_seconds, observation.death
+    if observation.outcome != "died" or death is None:
+        return Life(lived_seconds=age, age_seconds=age, at=at)
+    return _dead(age, observation.idle_seconds, death, observation.sqlstate, at)
+
+
+def _life_of_session(aged: Aged) -> Life:
+    """The life of somebody else's connection; when it ended does not matter."""
+    rest = aged.age_seconds - aged.lived_seconds
+    return _dead(aged.age_seconds, rest, aged.ending.death, aged.ending.sqlstate, at=inf)
+
+
+def _dead(age: float, rest: float, death: Death, sqlstate: str | None, at: float) -> Life:
+    """A life that ended after a last rest, all in seconds."""
+    lived = age - rest
+    if death in (Death.CLOSED, Death.FATAL):  # it had lived until just before
+        lived = max(lived, age - visible_resolution(age))
+    return Life(lived_seconds=lived, age_seconds=age, at=at, death=death, sqlstate=sqlstate)
 
 
 def _deadline(probe: _Probe) -> float | None:

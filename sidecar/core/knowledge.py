@@ -35,6 +35,7 @@ from math import inf, sqrt
 
 from sidecar.core.facts import Death
 from sidecar.core.ladder import settled
+from sidecar.core.lifetime import Life, Lifetimes
 from sidecar.core.recommendation import Status
 
 VOLLEY_REST = 0.98
@@ -117,6 +118,8 @@ class Knowledge:
         self.strays: tuple[Trial, ...] = ()  # contradicted and not explained yet, shortest rest first
         self.fresh_survivals = 0  # near the verified limit, and how many did not: the safe interval is bounded by
         self.fresh_deaths = 0  # their number, not by the wish
+        self.lifetimes = Lifetimes()
+        self.busy_seconds = 0.0  # the greatest age at which a busy connection answered
         self._kept: list[Trial] = []  # rests beyond the limit with TCP keepalive
         self._safe = 0.0  # with several populations: the longest rest at which a double volley lived
         self._guarded = 0.0  # once verified: the rest at which guards must live, and no death is scatter
@@ -222,7 +225,19 @@ class Knowledge:
         """A survival beyond the limit proves it; one death may be an accident, two are none."""
         if any(trial.death is None for trial in self._kept):
             return True
-        return False if len(self._kept) >= 2 else None
+        # Who got too old died of that, whatever keepalive did.
+        died = [trial for trial in self._kept if trial.idle_seconds < self.fatal_age]
+        return False if len(died) >= 2 else None
+
+    @property
+    def fatal_age(self) -> float:
+        """The age from which connections die however busy they are; infinite while no such limit is known."""
+        return (self.lifetimes.proven or 0.0) if self.lifetimes.known else inf
+
+    @property
+    def too_old_to_rest(self) -> bool:
+        """Whether the rests that killed were no shorter than the ages that do: age explains them all."""
+        return self.fatal_age < self.high < inf
 
     # -- taking evidence ------------------------------------------------------------------------------------------
 
@@ -241,6 +256,12 @@ class Knowledge:
             self._watch(trial, beyond)
         else:
             self._conclude()
+
+    def add_life(self, life: Life, *, busy: bool) -> None:
+        """Take the age a connection reached. Only busy ones testify to a limit; any other can refute it."""
+        self.lifetimes = self.lifetimes.add(life)
+        if busy:
+            self.busy_seconds = max(self.busy_seconds, life.lived_seconds)
 
     def add_kept_alive(self, trial: Trial) -> None:
         """Take a trial with TCP keepalive, meant to outlive the limit."""

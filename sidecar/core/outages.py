@@ -132,6 +132,12 @@ class Trouble:
         return _move(self.before, self.after)
 
     @property
+    def one_session_only(self) -> bool:
+        """Whether the server that answers now never went away, and nobody else noticed anything."""
+        same_life = None not in (self.before, self.after) and self.move is None and not _restarted(self)
+        return same_life and self.lost.total() == 1 and not self.failures and not self.refusals
+
+    @property
     def spans(self) -> tuple[Span, ...]:
         return tuple(span for span in (self.connect, self.read, self.write) if span is not None)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TypeVar
 
 from sidecar.core.evidence import Outage
-from sidecar.core.facts import Cause, Identity
+from sidecar.core.facts import Aged, Disturbed, Identity
 from sidecar.core.failover import (
     Adopt,
     Attempt,
@@ -40,6 +40,7 @@ from sidecar.core.failover import (
     Status,
     Suspected,
     Tell,
+    Witness,
     WriteAnswered,
 )
 from sidecar.probes.endpoint import CannotConnect, Endpoint
@@ -70,7 +71,8 @@ class Watch:
     """Watches one target as long as `run` runs.
 
     `on_outage` is told every version of every outage's record, `on_disturbed` when connections open now or lately
-    testify to nothing; both inside the event loop. Nothing raises but faults in the program.
+    testify to nothing, `on_aged` how old a session got that ended by itself; all inside the event loop. Nothing raises
+    but faults in the program.
     """
 
     def __init__(
@@ -80,11 +82,12 @@ class Watch:
         endpoint: Endpoint,
         *,
         on_outage: Callable[[Outage], None],
-        on_disturbed: Callable[[Cause], None],
+        on_disturbed: Callable[[Disturbed], None],
+        on_aged: Callable[[Aged], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._name, self._target, self._endpoint, self._wall = name, target, endpoint, wall
-        self._on_outage, self._on_disturbed = on_outage, on_disturbed
+        self._on_outage, self._on_disturbed, self._on_aged = on_outage, on_disturbed, on_aged
         self._loop = asyncio.get_running_loop()
         self._machine = FailoverMachine(
             name,
@@ -163,7 +166,9 @@ class Watch:
                 case Record(outage=outage):
                     self._on_outage(outage)
                 case Tell(disturbed=disturbed):
-                    self._on_disturbed(disturbed.cause)
+                    self._on_disturbed(disturbed)
+                case Witness(aged=aged):
+                    self._on_aged(aged)
 
     # The session
 

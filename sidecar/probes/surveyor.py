@@ -13,7 +13,7 @@ from typing import Any
 
 from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.evidence import Observation
-from sidecar.core.facts import Died, Disturbed, Ending, Fact, Opened, OpenFailed, Survived
+from sidecar.core.facts import Aged, Died, Disturbed, Ending, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle import IdleMachine
 from sidecar.probes.endpoint import CannotConnect, Endpoint
 from sidecar.probes.wire import ConnectionEnded, ProbeConnection, sleepless_time
@@ -46,7 +46,7 @@ class Surveyor:
         """Probe connections by state."""
         return {"open": len(self._connections), "opening": len(self._tasks.keys() - self._connections.keys())}
 
-    def tell(self, fact: Disturbed | Budget) -> None:
+    def tell(self, fact: Aged | Disturbed | Budget) -> None:
         """Hand a fact from outside to the machine."""
         self._facts.put_nowait(fact)
 
