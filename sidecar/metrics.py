@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from sidecar import __version__
 from sidecar.core.evidence import Outage
 from sidecar.core.facts import Cause, Death
-from sidecar.core.recommendation import IdleLimit, Recommendation, Status
+from sidecar.core.recommendation import IdleLimit, LifetimeLimit, Recommendation, Status
 from sidecar.core.views import Source
 
 PREFIX = "connection_health"
@@ -174,6 +174,9 @@ class _Gauges(Collector):
         up = _gauge("up", "Whether the database can be reached; absent until first tried.")
         ready = _gauge("ready", "Whether /health says ready for this target.")
         limit = _gauge("idle_limit_seconds", "What is known of the path's idle limit.", "bound")
+        lifetime = _gauge(
+            "lifetime_limit_seconds", "What is known of the age at which connections die however busy.", "bound"
+        )
         recycle = _gauge("recommended_pool_recycle_seconds", "The pool_recycle recommended.")
         pre_ping = _gauge("recommended_pool_pre_ping", "Whether pool_pre_ping is recommended.")
         status = _gauge("recommendation_status", "How far the evidence reaches: 1 for the current status.", "status")
@@ -195,6 +198,8 @@ class _Gauges(Collector):
             _set(ready, view.readiness.ready, name)
             for bound, seconds in _bounds(advice.idle_limit).items():
                 _set(limit, seconds, name, bound)
+            for bound, seconds in _bounds(advice.lifetime_limit).items():
+                _set(lifetime, seconds, name, bound)
             _set(recycle, advice.settings.pool_recycle, name)
             _set(pre_ping, advice.settings.pool_pre_ping, name)
             for possible in Status:
@@ -207,7 +212,7 @@ class _Gauges(Collector):
             _set(last_outage, _last_outage_at(self._source.outages(name)), name)
             _set(dead, _dead_tasks(self._source.faults, name), name)
             _set(pending, self._source.store_pending_writes, name)
-        yield from (up, ready, limit, recycle, pre_ping, status, verdict, regime)
+        yield from (up, ready, limit, lifetime, recycle, pre_ping, status, verdict, regime)
         yield from (connections, last_outage, dead, pending)
         yield from self._application()
 
@@ -231,7 +236,7 @@ def _set(family: GaugeMetricFamily, value: float | None, *labels: str) -> None:
         family.add_metric(labels, value)
 
 
-def _bounds(limit: IdleLimit | None) -> dict[str, float | None]:
+def _bounds(limit: IdleLimit | LifetimeLimit | None) -> dict[str, float | None]:
     if limit is None:
         return {}
     return {

@@ -146,6 +146,11 @@ def findings(advice: Document, engine_arguments: Document) -> dict[str, str]:
         lines["How they die"] = f"{_DEATHS[limit['death']]}{sqlstate}"
         if limit["likely"]:
             lines["Likely cause"] = "; ".join(culprit["component"] for culprit in limit["likely"])
+    if (lifetime := advice["lifetime_limit"]) is not None:
+        ages = f"proven to live {seconds(lifetime['proven_seconds'])}, dead by {seconds(lifetime['dead_by_seconds'])}"
+        lines["Limit on age"] = f"{ages}; {_DEATHS[lifetime['death']]}"
+        if lifetime["likely"]:
+            lines["Likely cause of that"] = "; ".join(culprit["component"] for culprit in lifetime["likely"])
     keywords = (f"{name}={value!r}" for name, value in engine_arguments.items())
     lines["Advice"] = f"create_async_engine({', '.join(['url', *keywords])})"
     if options := _socket_options(advice["socket"]):
@@ -164,7 +169,7 @@ def picture(
 ) -> Group:
     """The whole result: survival by idle time with the bracket, known limits nearby, what to set, and why."""
     glyphs = _ASCII if ascii_only else _GLYPHS
-    seen = [each for each in observations if each["regime"] == target["regime"]]
+    seen = [each for each in observations if each["regime"] == target["regime"] and each["arm"] != "lifetime"]
     kept = [each for each in seen if each["arm"] == "keepalive" and each["outcome"] != "censored"]
     tried = [each for each in seen if each["arm"] != "keepalive" and each["outcome"] != "censored"]
     untold = sum(each["outcome"] == "censored" for each in seen)
@@ -214,7 +219,8 @@ def _result(advice: Document) -> str:
         return "nothing is proven yet"
     proven, dead_by, estimate = (limit[f"{name}_seconds"] for name in ("proven", "dead_by", "estimate"))
     if dead_by is None:
-        return f"no idle limit found; connections survived {seconds(proven)} of rest ({advice['status']})"
+        age = "" if advice["lifetime_limit"] is None else ", and die of age, however busy they are"
+        return f"no idle limit found; connections survived {seconds(proven)} of rest{age} ({advice['status']})"
     told = "idle limit not narrowed down yet" if estimate is None else f"idle limit {seconds(estimate)}"
     return f"{told}; proven to live {seconds(proven)}, dead by {seconds(dead_by)} ({advice['status']})"
 

@@ -58,7 +58,7 @@ def verified(target: str = "default", *, pool_recycle: int = 171) -> Recommendat
             likely=(LikelyCulprit(id="firewall", component="a stateful firewall"),),
         ),
         lifetime_limit=LifetimeLimit(
-            proven_seconds=3500.0, dead_by_seconds=3600.0, death=Death.FATAL, sqlstate="57P01"
+            proven_seconds=3528.0, dead_by_seconds=3600.0, estimate_seconds=3600.0, death=Death.CLOSED
         ),
         pre_ping_cost=PrePingCost(round_trips=3, p50_ms=1.9, p99_ms=4.0, overhead_ratio=0.31),
         failover=FailoverFigures(

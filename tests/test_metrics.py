@@ -26,6 +26,7 @@ PROMISED = {
     "up": {"target"},
     "ready": {"target"},
     "idle_limit_seconds": {"target", "bound"},
+    "lifetime_limit_seconds": {"target", "bound"},
     "recommended_pool_recycle_seconds": {"target"},
     "recommended_pool_pre_ping": {"target"},
     "recommendation_status": {"target", "status"},
@@ -130,6 +131,7 @@ def test_what_is_not_known_has_no_series(metrics: Metrics, picture: Picture) -> 
     for unknown in (
         "up",
         "idle_limit_seconds",
+        "lifetime_limit_seconds",
         "last_outage_timestamp_seconds",
         "application_connections",
         "application_max_idle_seconds",
@@ -159,6 +161,11 @@ def test_the_bounds_are_told_apart(metrics: Metrics, picture: Picture) -> None:
         343.0,
         350.1,
         346.5,
+    ]
+    assert [value(metrics, "lifetime_limit_seconds", bound=bound) for bound in ("proven", "dead_by", "estimate")] == [
+        3528.0,
+        3600.0,
+        3600.0,
     ]
     only_proven = dataclasses.replace(verified(), idle_limit=IdleLimit(proven_seconds=100.0))
     picture.views = {"default": target(advice=only_proven)}

@@ -5,8 +5,8 @@ Theory of operation
 
 `pool_recycle` counts age since connect and is looked at only at checkout. So every connection handed out is younger
 than it, and one that is younger than the idle limit cannot have died of idleness: a recycle below the limit protects
-by itself. The advice is a share (`policy.safety`) of the *proven* rest, never of the estimate, and of the proven
-lifetime where there is one, whichever is shorter.
+by itself. The advice is a share (`policy.safety`) of the *proven* rest, never of the estimate, and of the proven age
+where one is found at which busy connections die, whichever is shorter. One death at an age is enough to lower it.
 
 Before anything is proven, the answer is the same share of the shortest rest under test, less where the server declares
 a shorter limit. It costs reconnects and protects: that is what cautious means here. From the first survival on the
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor
+from math import ceil, floor, inf
 
 from sidecar.core.attribution import KnownLimit, likely_culprits
 from sidecar.core.budget import Declared
@@ -45,6 +45,7 @@ from sidecar.core.recommendation import (
     FailoverFigures,
     IdleLimit,
     Keepalive,
+    LifetimeLimit,
     LikelyCulprit,
     PoolSettings,
     PrePingCost,
@@ -70,12 +71,16 @@ knows, and the dialect's own."""
 
 _MOVES = ("failover", "switchover", "role_flip")  # outages after which an open connection may lead to the wrong server
 
-_SURVIVED, _DIED = "/evidence?outcome=survived", "/evidence?outcome=died"
+_SURVIVED, _DIED, _AGED = "/evidence?outcome=survived", "/evidence?outcome=died", "/evidence?arm=lifetime"
 EVIDENCE: Mapping[str, str] = {
     "measuring": _SURVIVED,
     "nothing_proven": _SURVIVED,
     "share_of_proven": _SURVIVED,
     "capped_by_policy": _SURVIVED,
+    "share_of_lifetime": _AGED,
+    "lifetime_suspected": _AGED,
+    "lifetime_limit_measured": _AGED,
+    "no_lifetime_limit_seen": _AGED,
     "no_limit_seen": _SURVIVED,
     "declared_limit": "/evidence",
     "limit_bracketed": _DIED,
@@ -131,12 +136,19 @@ def advise(
     `shortest_rest` is the first rest under test (seconds), for the time before proof; `kept_seconds` the longest rest
     that a connection with TCP keepalive survived.
     """
-    limit = _idle_limit(idle, catalogue)
+    limit, lifetime = _idle_limit(idle, catalogue), _lifetime_limit(idle, catalogue)
     pooler = idle.transaction_pooler
-    recycle, why = _pool_recycle(policy, shortest_rest, limit, declared)
-    kept, about_kept = _recycle_with_keepalive(policy, limit, kept_seconds, recycle)
+    recycle, why = _pool_recycle(policy, shortest_rest, limit, idle, declared)
+    kept, about_kept = _recycle_with_keepalive(policy, limit, kept_seconds, recycle, lifetime)
     ping_after, about_ping = _selective_pre_ping(policy, idle, limit, ping, outages, application, pooler)
-    reasons = (why, *about_kept, *_about_idleness(idle), *_about_ping_cost(ping, pooler), about_ping)
+    reasons = (
+        why,
+        *about_kept,
+        *_about_idleness(idle),
+        *_about_age(idle, lifetime),
+        *_about_ping_cost(ping, pooler),
+        about_ping,
+    )
     warnings = (
         *_warnings(idle, declared),
         *_about_pooler(pooler),
@@ -155,9 +167,10 @@ def advise(
         socket=SocketOptions(keepalive=_keepalive(limit), user_timeout_ms=USER_TIMEOUT_MS),
         connect_args=dict(NO_STATEMENT_CACHES) if pooler else {},
         idle_limit=limit,
+        lifetime_limit=lifetime,
         pre_ping_cost=_ping_cost(ping, pooler),
         failover=_failover(outages),
-        application=judge_application(application, limit, activity),
+        application=judge_application(application, limit, activity, lifetime),
         reasons=_linked(target, reasons),
         warnings=_linked(target, warnings),
     )
@@ -250,7 +263,56 @@ def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit 
     )
 
 
+def _lifetime_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> LifetimeLimit | None:
+    found = idle.lifetime
+    if found is None or found.dead_by_seconds is None or found.death is None:
+        return None
+    return replace(
+        found,
+        proven_seconds=floor(found.proven_seconds * 1000) / 1000,
+        dead_by_seconds=ceil(found.dead_by_seconds * 1000) / 1000,
+        estimate_seconds=None if found.estimate_seconds is None else round(found.estimate_seconds, 3),
+        likely=likely_culprits(
+            catalogue,
+            limits="lifetime",
+            low_seconds=found.proven_seconds,
+            high_seconds=found.dead_by_seconds,
+            death=found.death,
+            sqlstate=found.sqlstate,
+            keepalive_helps=None,
+        ),
+    )
+
+
 def _pool_recycle(
+    policy: Policy, shortest_rest: float, limit: IdleLimit | None, idle: IdleStatus, declared: Declared | None
+) -> tuple[int, Remark]:
+    by_age = _share_of_age(policy, idle)
+    by_rest, why = _share_of_rest(policy, shortest_rest, limit, declared)
+    return (by_rest, why) if by_age is None or by_rest <= by_age[0] else by_age
+
+
+def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[int, Remark] | None:
+    """What the age allows at which busy connections die; None while none was seen to die of age."""
+    if idle.lifetime is not None:
+        age = idle.lifetime.proven_seconds
+        because = Remark(
+            code="share_of_lifetime",
+            text=f"pool_recycle is {policy.safety:g} of the age that connections are proven to reach, {age:.1f} s.",
+        )
+    elif idle.suspected_age_seconds is not None:
+        age = idle.suspected_age_seconds
+        because = Remark(
+            code="lifetime_suspected",
+            text=f"A connection in constant use lived to the age of {age:.1f} s and died soon after, for no reason that"
+            f" shows. Until it is known whether that repeats itself, pool_recycle is {policy.safety:g} of that age.",
+        )
+    else:
+        return None
+    return max(1, int(min(policy.safety * age, policy.max_pool_recycle))), because
+
+
+def _share_of_rest(
     policy: Policy, shortest_rest: float, limit: IdleLimit | None, declared: Declared | None
 ) -> tuple[int, Remark]:
     if limit is not None and limit.proven_seconds > 0:
@@ -282,14 +344,19 @@ def _pool_recycle(
 
 
 def _recycle_with_keepalive(
-    policy: Policy, limit: IdleLimit | None, kept_seconds: float | None, recycle: int
+    policy: Policy,
+    limit: IdleLimit | None,
+    kept_seconds: float | None,
+    recycle: int,
+    lifetime: LifetimeLimit | None,
 ) -> tuple[int | None, tuple[Remark, ...]]:
     """The age (seconds) for connections with the keepalive advised; None while that is not proven to be longer."""
     if limit is None or limit.dead_by_seconds is None or limit.keepalive_helps is False:
         return None, ()
     if kept_seconds is None or kept_seconds <= limit.dead_by_seconds:
         return None, ()  # it lived no longer than others
-    age = int(min(kept_seconds, policy.max_pool_recycle))
+    longest = inf if lifetime is None else policy.safety * lifetime.proven_seconds
+    age = int(min(kept_seconds, policy.max_pool_recycle, longest))
     if age <= recycle:
         return None, ()
     return age, (
@@ -396,9 +463,35 @@ def _about_idleness(idle: IdleStatus) -> tuple[Remark, ...]:
     return _about_the_limit(idle), dies
 
 
+def _about_age(idle: IdleStatus, lifetime: LifetimeLimit | None) -> tuple[Remark, ...]:
+    if lifetime is None or lifetime.death is None:
+        busy = idle.busy_seconds or 0.0
+        if busy <= (idle.dead_by_seconds or idle.proven_seconds or 0.0):
+            return ()  # no news: resting connections got as old
+        return (
+            Remark(
+                code="no_lifetime_limit_seen",
+                text=f"A connection in constant use has reached the age of {busy:.0f} s: no limit on age up to there.",
+            ),
+        )
+    return (
+        Remark(
+            code="lifetime_limit_measured",
+            text=f"Connections die at an age of {lifetime.estimate_seconds or 0:.1f} s, however busy they are (lived"
+            f" {lifetime.proven_seconds:.1f} s, dead by {lifetime.dead_by_seconds or 0:.1f} s),"
+            f" {_DEATH_TOLD[lifetime.death]}. Neither use nor keepalive helps: only a pool_recycle below it does.",
+        ),
+    )
+
+
+def _death(idle: IdleStatus) -> Death | None:
+    """How connections die on this path, of rest or else of age."""
+    return idle.death or (None if idle.lifetime is None else idle.lifetime.death)
+
+
 def _warnings(idle: IdleStatus, declared: Declared | None) -> tuple[Remark, ...]:
     warnings: list[Remark] = []
-    if idle.death is Death.SILENT:
+    if _death(idle) is Death.SILENT:
         warnings.append(
             Remark(
                 code="silent_death",
@@ -465,6 +558,11 @@ def _about_the_limit(idle: IdleStatus) -> Remark:
         return Remark(
             code="no_limit_seen", text=f"Connections survived {proven or 0:.0f} s of rest: no idle limit seen."
         )
+    if dead_by is None and idle.lifetime is not None:
+        return Remark(
+            code="no_limit_seen",
+            text=f"Connections survived {proven or 0:.0f} s of rest: no idle limit shows before age ends them.",
+        )
     if dead_by is None:
         if proven is None:
             return Remark(code="measuring", text="The first connections are still resting; nothing is known yet.")
@@ -518,14 +616,14 @@ def _selective_pre_ping(
 
 
 def _why_pre_ping_is_kept(idle: IdleStatus, outages: Sequence[Outage]) -> str | None:
-    if idle.death is None:
+    if _death(idle) is None:
         return "how connections die on this path is not known yet."
     if idle.status is not Status.VERIFIED:
         return "the limit is not verified yet."
     if outages:
         seen = "one outage was" if len(outages) == 1 else f"{len(outages)} outages were"
         return f"{seen} seen, and it finds the connections they leave dead."
-    if idle.death is Death.SILENT:
+    if _death(idle) is Death.SILENT:
         return "together with TCP_USER_TIMEOUT it turns a hang into a reconnect."
     return None
 

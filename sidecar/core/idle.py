@@ -51,7 +51,7 @@ from sidecar.core.evidence import Observation
 from sidecar.core.facts import Aged, Cause, Death, Died, Disturbed, Fact, Identity, Opened, OpenFailed, Survived
 from sidecar.core.knowledge import BEYOND, CONFIRM_WITHIN, Knowledge, Trial, visible_resolution
 from sidecar.core.ladder import Prior, best_test, has_sentinel, next_rung, rungs, settled
-from sidecar.core.lifetime import AGREE, Life
+from sidecar.core.lifetime import Life
 from sidecar.core.recommendation import Keepalive, LifetimeLimit, Status
 from sidecar.core.views import ProbeView
 
@@ -183,7 +183,8 @@ class IdleMachine:
         self._stage = Stage.LADDER
         self._regime = max((observation.regime for observation in history), default=1)
         self._known = self._nothing_known()
-        for observation in history:
+        # A busy connection's record is older than what it says last: what that refutes must be known before.
+        for observation in sorted(history, key=lambda each: each.arm == Arm.LIFETIME and each.outcome == "survived"):
             if observation.regime == self._regime:
                 self._learn(observation)
         if self._known.changed:
@@ -311,7 +312,7 @@ class IdleMachine:
             return
         busy = observation.arm == Arm.LIFETIME
         if not died or (busy and observation.cause is Cause.LIFETIME_LIMIT):
-            self._known.add_life(_life_of(observation, at), busy=busy)
+            self._known.add_life(_life_of(observation, at))
         if busy and observation.cause is not Cause.IDLE_LIMIT:
             return
         # What a rest meets at a fatal age limits rests, too, so far as connections that are never used are concerned.
@@ -407,7 +408,8 @@ class IdleMachine:
         age = probe.since - probe.opened_at  # when it was asked
         probe.doubt = None  # whatever it was, it lived through it
         commands: list[Command] = []
-        if age >= max(self._floor, AGREE * probe.recorded_age):
+        enough = BEYOND * min(self._cap, self._known.lifetimes.dead_by)  # to say all that is asked
+        if age >= min(enough, max(self._floor, BEYOND * probe.recorded_age)):
             probe.recorded_age = age
             observation = self._observation(
                 now,
@@ -419,7 +421,7 @@ class IdleMachine:
                 identity=fact.identity,
             )
             commands = self._record(observation, now)
-        if age >= AGREE * self._cap and probe.connection in self._probes:
+        if age >= enough and probe.connection in self._probes:
             return commands + self._drop(probe)
         probe.state, probe.since, probe.rested, probe.goal = "resting", now, 0.0, None
         return commands
@@ -466,7 +468,7 @@ class IdleMachine:
         doubt, busy = probe.doubt, False
         if probe.arm is Arm.LIFETIME:
             busy = fact.idle_seconds < self._known.low
-            if not busy or _dead(fact.age_seconds, fact.idle_seconds, fact.ending.death, None, now).vague:
+            if not busy or _dead("", fact.age_seconds, fact.idle_seconds, fact.ending.death, None, now).vague:
                 doubt = doubt or Cause.UNKNOWN  # it was left to rest for once, or hardly lived at all
         self._inquest.report(fact, arm=probe.arm, identity=probe.identity, doubt=doubt, now=now, busy=busy)
         return []
@@ -728,22 +730,23 @@ def _life_of(observation: Observation, at: float) -> Life:
     """The life that a record tells of, `at` the time it ended or was last seen."""
     age, death = observation.age_seconds, observation.death
     if observation.outcome != "died" or death is None:
-        return Life(lived_seconds=age, age_seconds=age, at=at)
-    return _dead(age, observation.idle_seconds, death, observation.sqlstate, at)
+        busy = observation.arm == Arm.LIFETIME
+        return Life(id=observation.id, lived_seconds=age, age_seconds=age, at=at, busy=busy)
+    return _dead(observation.id, age, observation.idle_seconds, death, observation.sqlstate, at)
 
 
 def _life_of_session(aged: Aged) -> Life:
     """The life of somebody else's connection; when it ended does not matter."""
     rest = aged.age_seconds - aged.lived_seconds
-    return _dead(aged.age_seconds, rest, aged.ending.death, aged.ending.sqlstate, at=inf)
+    return _dead("session", aged.age_seconds, rest, aged.ending.death, aged.ending.sqlstate, at=inf)
 
 
-def _dead(age: float, rest: float, death: Death, sqlstate: str | None, at: float) -> Life:
+def _dead(id: str, age: float, rest: float, death: Death, sqlstate: str | None, at: float) -> Life:  # noqa: A002
     """A life that ended after a last rest, all in seconds."""
     lived = age - rest
     if death in (Death.CLOSED, Death.FATAL):  # it had lived until just before
         lived = max(lived, age - visible_resolution(age))
-    return Life(lived_seconds=lived, age_seconds=age, at=at, death=death, sqlstate=sqlstate)
+    return Life(id=id, lived_seconds=lived, age_seconds=age, at=at, busy=True, death=death, sqlstate=sqlstate)
 
 
 def _deadline(probe: _Probe) -> float | None:

@@ -257,10 +257,10 @@ class Knowledge:
         else:
             self._conclude()
 
-    def add_life(self, life: Life, *, busy: bool) -> None:
+    def add_life(self, life: Life) -> None:
         """Take the age a connection reached. Only busy ones testify to a limit; any other can refute it."""
         self.lifetimes = self.lifetimes.add(life)
-        if busy:
+        if life.busy:
             self.busy_seconds = max(self.busy_seconds, life.lived_seconds)
 
     def add_kept_alive(self, trial: Trial) -> None:

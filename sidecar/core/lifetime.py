@@ -8,10 +8,11 @@ entries are not renewed. Probes that rest cannot tell this from an idle limit, s
 So the witnesses here are connections that are never left to rest for as long as rests are proven to be survived: the
 arm `lifetime`, and the heartbeat's session. Whatever ends those, it was not idleness.
 
-One such death may have any cause, so it makes a limit only *suspected*. It is known when another died at the same age,
-give or take AGREE, and at another time: what kills two connections in one moment is an event, whatever their ages. A
-connection that lived on beyond that age refutes a suspicion. It does not refute a limit that several have met, because
-the next connection may be led through another gateway; only when most live on is the limit taken for history.
+One such death may have any cause, so it makes a limit only *suspected*, until a connection, busy or not, outlives it. A
+limit is known when that repeats itself: another died at the same age, give or take AGREE, and at another time, since
+what kills two connections in one moment is an event, whatever their ages. Two may still agree by chance, and a longer
+life refutes them. It does not refute what three or more have met, the majority of all who got no older, because the
+next connection may be led through another gateway; that is history only when busy ones outlive it time and again.
 
 All ages are in seconds. Between its last answer and the discovery of its end a connection may have died at any age, so
 each death is a bracket.
@@ -21,31 +22,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import inf
 
 from sidecar.core.facts import Death
 
-AGREE = 1.05
-"""Deaths at ages within this factor are taken to be of one limit; a life this much longer than one refutes it."""
+AGREE = 1.02
+"""Deaths at ages within this factor are taken to be of one limit. Two of unrelated causes agree about once in twenty
+times, so none may contradict two."""
 
-OUTNUMBERED = 3
-"""A limit that several have met is history when so many times as many have lived on since the first of them."""
+BEYOND = 1.05
+"""A life this much longer than one that ended has outlived it."""
+
+OUTLIVED = 6
+"""A limit that three have met is history when more busy connections than this have outlived it since the last but one
+of those."""
 
 VAGUE = 1.5
 """A bracket of ages wider than this factor."""
 
-_REMEMBERED = 200
+_REMEMBERED = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Life:
     """How old one connection got; `at` is when that was known, monotonic seconds. `death` is None while it lives.
 
-    It answered at the age of `lived_seconds`, and was dead, or last seen alive, at `age_seconds`.
+    It answered at the age of `lived_seconds`, and was dead, or last seen alive, at `age_seconds`. What is told anew
+    under the same `id` replaces what was told before.
     """
 
+    id: str
     lived_seconds: float
     age_seconds: float
     at: float
+    busy: bool
     death: Death | None = None
     sqlstate: str | None = None
 
@@ -63,33 +73,48 @@ class Life:
         """Whether both may have died at the same age."""
         return max(self.lived_seconds, other.lived_seconds) <= AGREE * min(self.age_seconds, other.age_seconds)
 
+    def outlives(self, death: Life) -> bool:
+        """Whether it got clearly older than one that had died before."""
+        return self.at > death.at and self.lived_seconds >= BEYOND * death.age_seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
     """The lives of one regime, and the limit they show. Immutable: what takes a life returns what is known then."""
 
     deaths: tuple[Life, ...] = ()  # of busy connections, in order of time
-    survivors: tuple[Life, ...] = ()  # since the first of them
+    busy: tuple[Life, ...] = ()  # busy connections that outlived one of those
+    rested: tuple[Life, ...] = ()  # the same of those that rested
     witnesses: tuple[Life, ...] = ()  # deaths that stand and agree, the lowest that do
 
     def add(self, life: Life) -> Lifetimes:
-        """Take a death of a busy connection, or the age that any connection reached."""
+        """Take a death of a busy connection, or the age that any connection has reached."""
         if life.death is not None:
             known = replace(self, deaths=(*self.deaths, life)[-_REMEMBERED:])
-        elif self.deaths:
-            known = replace(self, survivors=(*self.survivors, life)[-_REMEMBERED:])
+        elif not any(life.outlives(death) for death in self.deaths):
+            return self
+        elif life.busy:
+            others = (other for other in self.busy if other.id != life.id)
+            known = replace(self, busy=(*others, life)[-_REMEMBERED:])
         else:
-            return self  # nothing to refute
+            known = replace(self, rested=(*self.rested, life)[-_REMEMBERED:])
         return replace(known, witnesses=known._weighed())
 
     def _weighed(self) -> tuple[Life, ...]:
         for death in sorted(self.deaths, key=lambda life: life.age_seconds):
             agreeing = tuple(other for other in self.deaths if other.agrees(death))
-            first = min(other.at for other in agreeing)
-            beyond = sum(life.at > first and life.lived_seconds >= AGREE * death.age_seconds for life in self.survivors)
-            if beyond == 0 or (_of_several_times(agreeing) and beyond <= OUTNUMBERED * len(agreeing)):
+            if self._stands(death, agreeing):
                 return agreeing
         return ()
+
+    def _stands(self, death: Life, agreeing: tuple[Life, ...]) -> bool:
+        times = sorted(other.at for other in agreeing)
+        earlier = sum(not other.agrees(death) and other.age_seconds < death.age_seconds for other in self.deaths)
+        if len(agreeing) > 2 and _of_several_times(agreeing) and earlier < len(agreeing):
+            since = replace(death, at=times[-2])
+            return sum(life.outlives(since) for life in self.busy) <= OUTLIVED
+        since = replace(death, at=times[0])
+        return not any(life.outlives(since) for life in (*self.busy, *self.rested, *self.deaths))
 
     @property
     def suspected(self) -> bool:
@@ -110,9 +135,12 @@ class Lifetimes:
         """The longest age lived through below the shortest fatal one; None while no limit is suspected."""
         if not self.witnesses:
             return None
-        dead_by = self.witness.age_seconds
-        ages = (life.lived_seconds for life in (*self.deaths, *self.survivors) if life.lived_seconds < dead_by)
-        return max(ages, default=0.0)
+        return max(life.lived_seconds for life in self.deaths if life.lived_seconds < self.dead_by)
+
+    @property
+    def dead_by(self) -> float:
+        """The shortest fatal age; infinite while no limit is suspected."""
+        return self.witness.age_seconds if self.witnesses else inf
 
     @property
     def witness(self) -> Life:

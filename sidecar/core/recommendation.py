@@ -73,6 +73,7 @@ class LifetimeLimit:
     estimate_seconds: float | None = None
     death: Death | None = None
     sqlstate: str | None = None
+    likely: tuple[LikelyCulprit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

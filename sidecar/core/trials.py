@@ -113,12 +113,12 @@ def counterfactuals(advice: Recommendation, application: ApplicationSettings | N
 
 def rest_for(advice: Recommendation) -> float | None:
     """How long a pool must rest to put the advice to the test, in seconds; None while there is nothing to test."""
-    limit = advice.idle_limit
-    if limit is None or advice.status is not Status.VERIFIED:
+    if advice.status is not Status.VERIFIED:
         return None  # the measurement still needs every connection
-    if limit.dead_by_seconds is None:
-        return None  # no limit seen: every rest would be survived, and prove nothing
-    return limit.dead_by_seconds * REST_BEYOND
+    for limit in (advice.idle_limit, advice.lifetime_limit):  # at rest it gets as old
+        if limit is not None and limit.dead_by_seconds is not None:
+            return limit.dead_by_seconds * REST_BEYOND
+    return None  # no limit seen: every rest would be survived, and prove nothing
 
 
 def attempts(

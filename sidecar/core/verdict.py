@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sidecar.core.facts import Death
-from sidecar.core.recommendation import IdleLimit, Remark, Verdict
+from sidecar.core.recommendation import IdleLimit, LifetimeLimit, Remark, Verdict
 
 HANG = "hangs until the kernel gives up, about 15 minutes by default"
 LEAKED_AFTER_SECONDS = 60.0  # idle in a transaction for so long is no pause between two statements
@@ -48,7 +48,10 @@ class Activity:
 
 
 def judge_application(
-    settings: ApplicationSettings | None, limit: IdleLimit | None, activity: Activity | None = None
+    settings: ApplicationSettings | None,
+    limit: IdleLimit | None,
+    activity: Activity | None = None,
+    lifetime: LifetimeLimit | None = None,
 ) -> Verdict:
     """`protected`, `exposed` or `unknown`, with a sentence that says what happens."""
     if limit is None or limit.proven_seconds <= 0:
@@ -56,23 +59,28 @@ def judge_application(
     if settings is None or (settings.pool_recycle is None and settings.pool_pre_ping is None):
         return _by_activity(activity, limit)
     recycle = settings.pool_recycle
-    if recycle is not None and 0 <= recycle <= limit.proven_seconds:
+    oldest = limit.proven_seconds if lifetime is None else min(limit.proven_seconds, lifetime.proven_seconds)
+    if recycle is not None and 0 <= recycle <= oldest:
         return Verdict(
             verdict="protected",
             because=f"pool_recycle = {recycle:g} s: no connection older than that is handed out, and"
             f" {limit.proven_seconds:.1f} s of rest are proven to survive.",
         )
-    if limit.death is None:
-        return Verdict(
-            verdict="unknown",
-            because=f"Connections survived {limit.proven_seconds:.0f} s of rest so far; whether they survive until"
-            f" {_age(recycle)} is not known yet.",
+    if limit.death is not None:
+        return _without_recycle(settings, f"connections that rested longer than {oldest:.1f} s", limit.death)
+    if lifetime is not None and lifetime.death is not None:
+        return _without_recycle(
+            settings, f"connections older than {lifetime.dead_by_seconds or oldest:.1f} s", lifetime.death
         )
-    return _without_recycle(settings, limit, limit.death)
+    return Verdict(
+        verdict="unknown",
+        because=f"Connections survived {limit.proven_seconds:.0f} s of rest so far; whether they survive until"
+        f" {_age(recycle)} is not known yet.",
+    )
 
 
-def _without_recycle(settings: ApplicationSettings, limit: IdleLimit, death: Death) -> Verdict:
-    limited = f"connections that rested longer than {limit.proven_seconds:.1f} s are dead, and"
+def _without_recycle(settings: ApplicationSettings, dead: str, death: Death) -> Verdict:
+    limited = f"{dead} are dead, and"
     handed_out = f"pool_recycle ({_age(settings.pool_recycle)}) lets the pool hand them out"
     if settings.pool_recycle is None or settings.pool_pre_ping is None:
         missing = "pool_recycle" if settings.pool_recycle is None else "pool_pre_ping"

@@ -145,6 +145,8 @@ class Section {
       headline = element("p", { class: "headline" }, "Idle connections die after ", element("strong", { class: "limit" }, limit(found.estimate_seconds)), ".");
     } else if (found?.dead_by_seconds != null) {
       headline = element("p", { class: "headline" }, "A limit shows between ", element("strong", {}, seconds(found.proven_seconds)), " and ", element("strong", {}, seconds(found.dead_by_seconds)), "; it is being narrowed down.");
+    } else if (lifetime) {
+      headline = element("p", { class: "headline" }, "Connections die at the age of ", element("strong", { class: "limit" }, limit(lifetime.estimate_seconds ?? lifetime.dead_by_seconds)), ", however busy they are.");
     } else if (found) {
       headline = element("p", { class: "headline" }, "Connections survived ", element("strong", {}, limit(found.proven_seconds)), " of rest so far; none has died of it.");
     } else {
@@ -155,7 +157,11 @@ class Section {
     if (found?.death) row("how they die", DEATHS[found.death] ?? found.death, found.sqlstate ? ` (SQLSTATE ${found.sqlstate})` : "");
     if (found?.likely.length) row("probably", found.likely.map((culprit) => culprit.component).join("; or "));
     if (found?.keepalive_helps != null) row("TCP keepalive", found.keepalive_helps ? "holds connections open beyond the limit" : "does not help against this limit");
-    if (lifetime) row("lifetime limit", `${limit(lifetime.proven_seconds)} proven${lifetime.dead_by_seconds == null ? "" : `, dead by ${limit(lifetime.dead_by_seconds)}`}`);
+    if (lifetime) {
+      row("lifetime limit", `${limit(lifetime.proven_seconds)} proven${lifetime.dead_by_seconds == null ? "" : `, dead by ${limit(lifetime.dead_by_seconds)}`}`);
+      if (lifetime.death) row("of age they die", DEATHS[lifetime.death] ?? lifetime.death);
+      if (lifetime.likely.length) row("probably", lifetime.likely.map((culprit) => culprit.component).join("; or "));
+    }
     if (verification) {
       row("tried out", verification.outcome === "ok" ? "✓ " : "✕ ", `a pool with these settings rested ${seconds(verification.idle_seconds)} on this path, and ${verification.outcome === "ok" ? `its checkout took ${milliseconds(verification.checkout_ms)}` : "its checkout failed"} (${clock(verification.at)})`);
     }

@@ -15,7 +15,7 @@ export function survival(target, knownLimits, width, now) {
   const { advice, summary } = target;
   const found = advice?.idle_limit ?? null;
   const resting = probes(target, now);
-  const lanes = byLane([...target.observations.values()]);
+  const lanes = byLane([...target.observations.values()].filter((each) => each.arm !== "lifetime")); // that one is about age
   const marks = marksOf(advice, resting);
   const x = logScale(lanes, resting, marks, width);
   const known = labelled(groups(knownLimits, x, found), x, width);
