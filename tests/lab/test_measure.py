@@ -49,7 +49,7 @@ class Limited:
     death: Death
     sqlstate: str | None = None
     keepalive_helps: bool = False
-    early_seconds: float = 0.0
+    early_seconds: float = 0.01  # the kernel counts in ticks of 1 to 10 ms, and the first one has begun already
     late_seconds: float = 0.1  # a busy machine, or the box's own delayed acknowledgement
 
 
