@@ -7,10 +7,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+import hypothesis
 import pytest
 
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
+
+# The same examples every time: what fails in CI fails here too. `--hypothesis-profile=default` looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 STALL = 0.1  # seconds; no test allows less for anything that is timed
 

@@ -429,7 +429,7 @@ class IdleMachine:
     def _aged(self, fact: Aged, now: float) -> list[Command]:
         """Somebody else's busy connection has ended, and nothing else was amiss."""
         rest = fact.age_seconds - fact.lived_seconds
-        if rest >= self._known.low or _life_of_session(fact).vague:
+        if not 0 <= rest < self._known.low or _life_of_session(fact).vague:
             return []
         observation = self._observation(
             now,

@@ -135,7 +135,8 @@ class Lifetimes:
         """The longest age lived through below the shortest fatal one; None while no limit is suspected."""
         if not self.witnesses:
             return None
-        return max(life.lived_seconds for life in self.deaths if life.lived_seconds < self.dead_by)
+        below = (life.lived_seconds for life in self.deaths if life.lived_seconds < self.dead_by)
+        return max(below, default=self.witness.lived_seconds)
 
     @property
     def dead_by(self) -> float:
