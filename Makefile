@@ -16,7 +16,7 @@ demo: $(DEMO)  ## the whole story on this machine: no root, no Docker, no databa
 	$(BIN)/sidecar demo $(ARGS)
 
 test: $(DEV)  ## all tests; those that need root or a missing program skip and say so
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(DEV)  ## style, types, and the direction of imports
 	$(BIN)/ruff check .
