@@ -103,7 +103,9 @@ class Sidecar:
     async def until_found(self, target: str = "default") -> Any:
         """The advice, once the limit is bracketed."""
         return await self.until(
-            f"/recommendation?target={target}", lambda advice: advice.get("status", "measuring") != "measuring"
+            f"/recommendation?target={target}",
+            lambda advice: advice.get("status", "measuring") != "measuring",
+            seconds=100,
         )
 
     async def left(self) -> int:
@@ -475,7 +477,8 @@ async def test_targets_are_measured_side_by_side_each_with_its_own_limit(
     limits = {"silent": 1.5, "reset": 2.0, "close": 2.5}
     paths = {fault: await make_path(postgres, fault, idle_limit=limit) for fault, limit in limits.items()}
     # The paths run in this process: half a second late on a busy machine, and not to be taken for silent.
-    patient = {f"TARGETS__{fault.upper()}__IDLE__DEADLINE": "2s" for fault in limits}
+    patience = {"silent": "2s", "reset": "30s", "close": "30s"}
+    patient = {f"TARGETS__{fault.upper()}__IDLE__DEADLINE": patience[fault] for fault in limits}
     sidecar = await start({fault: postgres.url(port=path.port) for fault, path in paths.items()}, **patient)
     found = dict(zip(limits, await asyncio.gather(*map(sidecar.until_found, limits)), strict=True))
     deaths = {"silent": "silent", "reset": "reset_on_use", "close": "closed"}

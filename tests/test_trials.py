@@ -106,7 +106,7 @@ def test_what_is_advised_is_tried_first_and_only_once_the_limit_is_verified() ->
     everything = ["recommended", "keepalive_only", "defaults", "pre_ping_only", "recycle_only", "application"]
     assert due(ADVICE) == everything
     assert due(replace(ADVICE, status=Status.CONFIRMED)) == []
-    assert due(replace(ADVICE, idle_limit=None)) == []
+    assert due(replace(ADVICE, idle_limit=None, lifetime_limit=None)) == []
 
 
 def test_it_is_tried_anew_once_a_day_and_sooner_after_a_failure() -> None:
