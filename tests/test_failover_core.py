@@ -38,6 +38,7 @@ from sidecar.core.failover import (
     NotConnected,
     PooledLost,
     Record,
+    Resolved,
     RoleChanged,
     SessionEnded,
     State,
@@ -421,16 +422,89 @@ def test_errors_and_losses_are_counted() -> None:
 
 
 def test_names_that_move_are_followed() -> None:
-    script = Script().healthy(addresses=("10.0.0.1",))
-    script.see(SessionEnded(ending=SILENT))
-    script.fail(None, "TimeoutError", addresses=("10.0.0.1",))
+    script = Script()
+    old, new = ("10.0.0.1",), ("10.0.0.2", "10.0.0.3")
+
+    def look_up(addresses: tuple[str, ...]) -> tuple[float, float]:
+        """When it was asked and answered, monotonic."""
+        asked = script.now
+        script.see(Resolved(addresses=addresses, asked=asked))
+        return asked, script.now
+
+    look_up(old)
+    script.healthy(addresses=old)
+    script.see(SessionEnded(ending=RESET))
+    began = script.now
+    script.timer()
+    last_old, _ = look_up(old)
+    script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError"))
     script.fail(None, "gaierror")
-    script.fail(None, "TimeoutError", addresses=("10.0.0.2",))
-    changed_at = script.at
+    script.timer()
+    _, first_new = look_up(new)
+    script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError"), after=1.0)
+    script.see(Resolved(addresses=old, asked=last_old))  # of an attempt that was late to hear it
+    script.timer()
+    look_up(new)
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PROMOTED, addresses=new))
+    script.write()
+    assert (script.outage.addresses_before, script.outage.addresses_after) == (old, new)
+    changed, read = script.outage.dns_changed, script.outage.read
+    assert changed is not None
+    assert read is not None
+    assert changed.width_seconds == pytest.approx(first_new - last_old, abs=1e-5)
+    assert changed.after - read.began.until == pytest.approx(last_old - began, abs=1e-5)
+    longest = changed.until - read.began.after
+    assert script.outage.dns_lag_seconds == pytest.approx((last_old - began + longest) / 2, abs=1e-5)
+
+
+def test_a_name_that_moved_before_anything_broke_did_not_lag() -> None:
+    """The regular look at the door is the first to be led to the new server, which does not answer yet."""
+    script = Script()
+    script.see(Resolved(addresses=("10.0.0.1",), asked=script.now))
+    script.healthy(addresses=("10.0.0.1",))
+    script.timer_until(Attempt)
+    script.see(Resolved(addresses=("10.0.0.2",), asked=script.now))
+    script.see(NotConnected(attempt=script.attempt, error="no", name="ConnectionRefusedError"))
     script.connect(PROMOTED, addresses=("10.0.0.2",))
     script.write()
-    assert (script.outage.addresses_before, script.outage.addresses_after) == (("10.0.0.1",), ("10.0.0.2",))
-    assert script.outage.dns_changed_at == pytest.approx(changed_at)
+    assert script.outage.addresses_before == ("10.0.0.1",)
+    assert script.outage.dns_changed is not None
+    assert script.outage.connect is not None
+    assert script.outage.dns_changed.until <= script.outage.connect.began.until
+    # No lag at the least, and at most what the outage may have lasted by then.
+    assert script.outage.dns_lag_seconds == pytest.approx(
+        (script.outage.dns_changed.until - script.outage.connect.began.after) / 2
+    )
+
+
+@pytest.mark.parametrize("meanwhile", [(), (("10.0.0.2",),)], ids=["stayed", "came back"])
+def test_a_name_that_leads_to_where_it_led_has_no_lag(meanwhile: tuple[tuple[str, ...], ...]) -> None:
+    script = Script()
+    old = ("10.0.0.1",)
+    script.see(Resolved(addresses=old, asked=script.now))
+    script.healthy(addresses=old)
+    script.see(SessionEnded(ending=FAST))
+    for addresses in (*meanwhile, old):
+        script.fail()
+        script.see(Resolved(addresses=addresses, asked=script.now))
+    script.connect(RESTARTED, addresses=old)
+    script.write()
+    assert script.outage.dns_changed is None
+    assert script.outage.dns_lag_seconds is None
+
+
+def test_a_name_that_moved_in_quiet_times_belongs_to_no_outage() -> None:
+    script = Script()
+    script.see(Resolved(addresses=("10.0.0.1",), asked=script.now))
+    script.healthy(addresses=("10.0.0.1",))
+    script.see(Resolved(addresses=("10.0.0.2",), asked=script.now))
+    script.connect(addresses=("10.0.0.2",))
+    script.beat()
+    script.see(SessionEnded(ending=FAST))
+    script.connect(RESTARTED, addresses=("10.0.0.2",))
+    script.write()
+    assert (script.outage.addresses_before, script.outage.addresses_after) == (("10.0.0.2",), ("10.0.0.2",))
+    assert script.outage.dns_lag_seconds is None
 
 
 # Roles
@@ -998,6 +1072,10 @@ class Shell(RuleBasedStateMachine):
             assert replace(former, connections_lost={}) == replace(outage, connections_lost={}), "changed afterwards"
         self.records[outage.id] = outage
         assert spells(outage)
+        if outage.dns_changed is not None:
+            assert outage.dns_changed.after <= outage.dns_changed.until
+            assert outage.dns_lag_seconds is not None
+            assert outage.dns_lag_seconds >= 0
         for spell in spells(outage).values():
             assert spell.began.after <= spell.began.until
             if spell.ended is not None:
@@ -1035,7 +1113,8 @@ class Shell(RuleBasedStateMachine):
     )
     def connected(self, data: st.DataObject, identity: Identity, tells: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.attempts)))
-        fact = Connected(attempt=number, at=self.now + EPOCH, identity=identity, tells_role=tells)
+        addresses = (data.draw(st.sampled_from(["10.0.0.1", "10.0.0.2"])),)
+        fact = Connected(attempt=number, at=self.now + EPOCH, identity=identity, tells_role=tells, addresses=addresses)
         self.tell(fact, legal=True)
 
     @precondition(lambda self: self.attempts)
@@ -1048,6 +1127,10 @@ class Shell(RuleBasedStateMachine):
     def connected_without_attempt(self, number: int) -> None:
         if number not in self.attempts:
             self.tell(Connected(attempt=number, at=self.now + EPOCH, identity=PRIMARY), legal=False)
+
+    @rule(addresses=st.sampled_from([("10.0.0.1",), ("10.0.0.2",)]), old=st.booleans())
+    def resolved(self, addresses: tuple[str, ...], old: bool) -> None:
+        self.tell(Resolved(addresses=addresses, asked=self.now - old), legal=True)
 
     @rule()
     def beat_answered(self) -> None:

@@ -331,8 +331,11 @@ async def test_promotion_with_name_change(make_server: MakeServer, monkeypatch: 
     for spell in (outage.connect, outage.read, outage.write):
         watched.holds(spell, began, changed)
     assert (outage.addresses_before, outage.addresses_after) == (("127.0.0.1",), ("127.0.0.2",))
-    assert outage.dns_changed_at is not None
-    assert changed <= outage.dns_changed_at <= changed + 2 * RECONNECT + DEADLINE
+    assert outage.dns_changed is not None
+    assert outage.dns_changed.after <= changed <= outage.dns_changed.until
+    allowed = VISIBLE + watched.allowance(outage.dns_changed)
+    assert outage.dns_changed.width_seconds <= allowed
+    assert outage.dns_lag_seconds == pytest.approx(changed - began, abs=allowed)
 
 
 async def test_demoted_writer_that_stays_connected(make_server: MakeServer) -> None:

@@ -26,7 +26,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, make_url, text
+from sqlalchemy import Connection, MetaData, Table, insert, inspect, make_url, text
 
 from sidecar.core.evidence import Interval, Observation, Outage, Spell
 from sidecar.core.facts import Cause, Death, Identity
@@ -74,7 +74,7 @@ FULL_OUTAGE = Outage(
     after=dataclasses.replace(SERVER, address="10.0.0.8:5432", timeline=3, in_recovery=None),
     addresses_before=("10.0.0.7",),
     addresses_after=("10.0.0.8", "fd00::8"),
-    dns_changed_at=1_763_990_140.7,
+    dns_changed=Interval(after=1_763_990_140.6, until=1_763_990_140.7),
     connections_lost={"closed": 5, "silent": 2},
     errors={"57P03": 7, "ConnectionRefusedError": 40},
 )
@@ -410,6 +410,23 @@ async def test_a_schema_change_happens_as_a_whole_or_not_at_all(url: str, make: 
         await connection.rollback()
     async with connection_to(url) as connection:
         assert await connection.run_sync(reflected) == {}
+
+
+async def test_an_outage_stored_by_an_earlier_version_is_read(url: str) -> None:
+    row = tables.outage_row(FULL_OUTAGE, database=DATABASE)
+    for structure in ("connect", "read", "write"):
+        row[structure].pop("watched")  # for which there was no word
+    del row["dns_changed"]
+    async with connection_to(url) as connection:
+        await connection.run_sync(lambda c: command.upgrade(schema.alembic_config(c), "0001"))
+        earlier = await connection.run_sync(lambda c: Table(tables.outages.name, MetaData(), autoload_with=c))
+        await connection.execute(insert(earlier).values(**row, dns_changed_at=1_763_990_140.7))
+    store = store_at(url)
+    (outage,) = (await store.load())["default"].outages
+    await store.close(5)
+    assert FULL_OUTAGE.write is not None
+    write = dataclasses.replace(FULL_OUTAGE.write, watched=True)
+    assert outage == dataclasses.replace(FULL_OUTAGE, dns_changed=None, write=write)
 
 
 def logging_configuration() -> tuple[object, ...]:

@@ -91,6 +91,19 @@ class Outage:
     after: Identity | None = None
     addresses_before: tuple[str, ...] = ()
     addresses_after: tuple[str, ...] = ()
-    dns_changed_at: float | None = None
+    dns_changed: Interval | None = None  # when the name came to lead to other addresses, where it did
     connections_lost: Mapping[str, int] = field(default_factory=dict)  # by kind of death, or STALE_WRITER
     errors: Mapping[str, int] = field(default_factory=dict)  # by SQLSTATE, or by error name where there is none
+
+    @property
+    def dns_lag_seconds(self) -> float | None:
+        """For how long the name led to the old address after the outage had begun: the middle of what is possible.
+
+        None where it always led to the same one, or nobody looked.
+        """
+        if self.dns_changed is None:
+            return None
+        spells = [spell for spell in (self.connect, self.read, self.write) if spell is not None]
+        began = min((spell.began for spell in spells), key=lambda interval: interval.until)
+        shortest = max(0.0, self.dns_changed.after - began.until)
+        return (shortest + max(0.0, self.dns_changed.until - began.after)) / 2

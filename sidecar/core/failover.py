@@ -178,13 +178,21 @@ class RoleChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The name of the database was looked up for an attempt. `asked` is the (monotonic) time of the question."""
+
+    addresses: tuple[str, ...]  # sorted
+    asked: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Connected:
     """An attempt succeeded: a fresh connection has answered its first query."""
 
     attempt: int
     at: float  # wall clock
     identity: Identity
-    addresses: tuple[str, ...] = ()  # all the name resolves to, sorted; empty when it could not be resolved
+    addresses: tuple[str, ...] = ()  # all the name resolved to, sorted
     tells_role: bool = True  # the server reports a change of role unasked (PostgreSQL 14+, no pooler between)
 
 
@@ -196,7 +204,6 @@ class NotConnected:
     error: str
     name: str
     sqlstate: str | None = None  # None when no server answered
-    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +222,17 @@ class Suspected:
     """Somebody else had trouble, connecting or otherwise: have a look."""
 
 
-Fact = BeatAnswered | WriteAnswered | SessionEnded | RoleChanged | Connected | NotConnected | PooledLost | Suspected
+Fact = (
+    BeatAnswered
+    | WriteAnswered
+    | SessionEnded
+    | RoleChanged
+    | Resolved
+    | Connected
+    | NotConnected
+    | PooledLost
+    | Suspected
+)
 
 
 # Commands
@@ -340,7 +357,11 @@ class FailoverMachine:
         self._attempted = 0
         self._attempted_at = self._hurried_at = -inf
         self._attempt_after = now
+        # The name: what it leads to, when that was last asked, since when it does (after, until), and what answered.
         self._addresses: tuple[str, ...] = ()
+        self._looked_up = now
+        self._renamed: tuple[float, float] | None = None
+        self._good_addresses: tuple[str, ...] = ()
         # When each was last known to be well.
         self._read_good = self._write_good = self._door_good = now
         self._writes_expected = False
@@ -383,6 +404,8 @@ class FailoverMachine:
                 return self._lost(fact.ending, now)
             case RoleChanged():
                 return self._role_changed(fact, now)
+            case Resolved():
+                return self._resolved(fact, now)
             case Connected():
                 return self._connected(fact, now)
             case NotConnected():
@@ -568,7 +591,7 @@ class FailoverMachine:
         self._move(Event.CONNECTED, now)
         begun = self._attempts.pop(fact.attempt)
         self._offset = fact.at - now
-        self._resolved(fact.addresses, now)
+        self._good_addresses = fact.addresses
         if self._trouble is not None:
             self._outpaced(self._trouble, now - begun, now)
         self._door_good = begun
@@ -615,7 +638,6 @@ class FailoverMachine:
         self._move(Event.NOT_CONNECTED, now)
         del self._attempts[fact.attempt]
         self._error = (fact.error, fact.sqlstate)
-        self._resolved(fact.addresses, now)
         if self._state is State.UNKNOWN:
             return []
         first = self._trouble is None
@@ -639,11 +661,15 @@ class FailoverMachine:
                 if span is not None:
                     span.bad(begun)
 
-    def _resolved(self, addresses: tuple[str, ...], now: float) -> None:
-        if addresses and addresses != self._addresses:
+    def _resolved(self, fact: Resolved, now: float) -> list[Command]:
+        if fact.asked >= self._looked_up:  # several attempts share a question, and some are late to hear the answer
+            if fact.addresses != self._addresses:
+                self._renamed = (self._looked_up, now) if self._addresses else None
+                self._addresses = fact.addresses
+            self._looked_up = fact.asked
             if self._trouble is not None:
-                self._trouble.dns_changed = now
-            self._addresses = addresses
+                self._trouble.renamed(self._addresses, self._renamed)
+        return []
 
     # What others tell
 
@@ -677,9 +703,10 @@ class FailoverMachine:
             target=self._target,
             offset=self._offset,
             before=self._identity,
-            addresses_before=self._addresses,
+            addresses_before=self._good_addresses,
             flipped=flipped,
         )
+        self._trouble.renamed(self._addresses, self._renamed)
         # What others lost a moment ago was the first of it.
         recently = now - self._every - self._deadline
         self._trouble.lost.update(loss for at, loss in self._losses if at > recently)
@@ -695,7 +722,7 @@ class FailoverMachine:
         self._pause(now)
         if trouble is None:
             return []
-        trouble.after, trouble.addresses_after = self._identity, self._addresses
+        trouble.after, trouble.addresses_after = self._identity, self._good_addresses
         self._past = (trouble, now)
         return [Record(trouble.outage())]
 

@@ -106,7 +106,7 @@ class Trouble:
     ending: Ending | None = None  # of the first session lost
     after: Identity | None = None
     addresses_after: tuple[str, ...] = ()
-    dns_changed: float | None = None
+    dns_changed: tuple[float, float] | None = None
     refusals: Counter[str] = field(default_factory=Counter)  # attempts that a server at work refused, by SQLSTATE
     failures: Counter[str] = field(default_factory=Counter)  # attempts that found none at work, by SQLSTATE or error
     endings: Counter[str] = field(default_factory=Counter)  # sessions lost, by SQLSTATE
@@ -123,6 +123,10 @@ class Trouble:
             self.failures[sqlstate or name] += 1
         else:
             self.refusals[sqlstate] += 1
+
+    def renamed(self, addresses: tuple[str, ...], when: tuple[float, float] | None) -> None:
+        """The name now leads to these addresses, since some time in that interval."""
+        self.dns_changed = when if self.addresses_before and addresses != self.addresses_before else None
 
     @property
     def move(self) -> str | None:
@@ -165,7 +169,7 @@ class Trouble:
             after=self.after,
             addresses_before=self.addresses_before,
             addresses_after=self.addresses_after,
-            dns_changed_at=None if self.dns_changed is None else self.dns_changed + self.offset,
+            dns_changed=None if self.dns_changed is None else self._interval(self.dns_changed),
             connections_lost={str(loss): count for loss, count in self.lost.items()},
             errors=dict(self.endings + self.refusals + self.failures),
         )

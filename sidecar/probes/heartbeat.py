@@ -35,6 +35,7 @@ from sidecar.core.failover import (
     NotConnected,
     PooledLost,
     Record,
+    Resolved,
     RoleChanged,
     SessionEnded,
     Status,
@@ -105,7 +106,7 @@ class Watch:
         self._session_tasks: set[asyncio.Task[None]] = set()  # those that wait for the session
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._answered: dict[int, ProbeConnection] = {}  # fresh connections, until the machine has said what for
-        self._resolution: asyncio.Future[Sequence[str]] | None = None
+        self._resolution: asyncio.Future[tuple[Sequence[str], float]] | None = None
         self._complaint: str | None = None  # the last told, told once
 
     @property
@@ -239,12 +240,12 @@ class Watch:
         self._observe(fact)
 
     async def _try_to_connect(self, number: int) -> Connected | NotConnected:
-        addresses: Sequence[str] = ()
         deadline = self._target.heartbeat.deadline
         sqlstate = None
         try:
             async with asyncio.timeout(deadline):
-                addresses = await self._resolve()
+                addresses, asked = await self._resolve()
+                self._observe(Resolved(addresses=tuple(sorted(addresses)), asked=asked))
                 connection, identity = await self._open_first(addresses)
         except CannotConnect as failure:
             error, sqlstate, name = failure.reason, failure.sqlstate, _name(failure.__cause__)
@@ -264,24 +265,23 @@ class Watch:
                 addresses=tuple(sorted(addresses)),
                 tells_role="in_hot_standby" in connection.parameters,
             )
-        return NotConnected(
-            attempt=number, error=error, name=name, sqlstate=sqlstate, addresses=tuple(sorted(addresses))
-        )
+        return NotConnected(attempt=number, error=error, name=name, sqlstate=sqlstate)
 
-    async def _resolve(self) -> Sequence[str]:
-        """The addresses behind the name, in the system's order of preference. Raises OSError."""
+    async def _resolve(self) -> tuple[Sequence[str], float]:
+        """The addresses behind the name, in the system's order of preference; when that was asked. Raises OSError."""
         host = self._target.host
         with contextlib.suppress(ValueError):
-            return (str(ipaddress.ip_address(host)),)
+            return (str(ipaddress.ip_address(host)),), self._loop.time()
         # One look-up at a time: each holds a thread, and no attempt's deadline can end it.
         if self._resolution is None or self._resolution.done():
             self._resolution = asyncio.ensure_future(self._look_up(host))
             self._resolution.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._resolution)
 
-    async def _look_up(self, host: str) -> Sequence[str]:
+    async def _look_up(self, host: str) -> tuple[Sequence[str], float]:
+        asked = self._loop.time()
         found = await self._loop.getaddrinfo(host, self._target.port, type=socket.SOCK_STREAM)
-        return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+        return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)), asked
 
     async def _open_first(self, addresses: Sequence[str]) -> tuple[ProbeConnection, Identity]:
         """Try one address after the other, the next when all have failed or are slow; the first that answers counts."""

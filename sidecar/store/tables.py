@@ -87,9 +87,9 @@ outages = _evidence(
     Column("after", _json),
     Column("addresses_before", _json, nullable=False),
     Column("addresses_after", _json, nullable=False),
-    Column("dns_changed_at", Double),
     Column("connections_lost", _json, nullable=False),
     Column("errors", _json, nullable=False),
+    Column("dns_changed", _json),
 )
 
 # Alembic's own table, declared as Alembic would create it. In a `MetaData` of its own: migrations do not manage it.
@@ -110,10 +110,10 @@ def observation_row(observation: Observation, *, database: str, regimes_before: 
 
 
 def outage_row(outage: Outage, *, database: str) -> dict[str, Any]:
-    structures = {name: getattr(outage, name) for name in ("connect", "read", "write", "before", "after")}
+    structures = ("connect", "read", "write", "before", "after", "dns_changed")
     return {
         **_fields(outage),
-        **{name: value and asdict(value) for name, value in structures.items()},
+        **{name: getattr(outage, name) and asdict(getattr(outage, name)) for name in structures},
         "database": database,
         "connections_lost": dict(outage.connections_lost),
         "errors": dict(outage.errors),
@@ -139,6 +139,7 @@ def outage_of(row: Mapping[str, Any]) -> Outage:
             **_without_key(row),
             **{name: row[name] and _spell(row[name]) for name in ("connect", "read", "write")},
             **{name: row[name] and Identity(**row[name]) for name in ("before", "after")},
+            "dns_changed": row["dns_changed"] and Interval(**row["dns_changed"]),
             **{name: tuple(row[name]) for name in ("addresses_before", "addresses_after")},
         }
     )

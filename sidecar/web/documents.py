@@ -215,7 +215,10 @@ def recommendation(view: TargetView) -> dict[str, object]:
     return head | shown
 
 
-_DERIVED: Mapping[type, tuple[str, ...]] = {Spell: ("shortest_seconds", "longest_seconds")}
+_DERIVED: Mapping[type, tuple[str, ...]] = {
+    Spell: ("shortest_seconds", "longest_seconds"),
+    Outage: ("dns_lag_seconds",),
+}
 """Properties shown beside the fields: how long is what people ask first."""
 
 
