@@ -738,6 +738,27 @@ def test_jitter_makes_attempts_earlier_never_later() -> None:
     assert len({round(spacing, 6) for spacing in spacings}) > 40
 
 
+def test_many_watches_do_not_come_back_together() -> None:
+    """They all lose the same server in the same moment; each comes back soon, and no moment has a crowd."""
+    watches, back_at = 200, 3.0
+    returns = []
+    for seed in range(watches):
+        script = Script()
+        script.machine = make(script.now, jitter=random.Random(seed).random)
+        script.healthy()
+        script.see(SessionEnded(ending=FAST))
+        lost = script.now
+        while True:
+            script.timer_until(Attempt)
+            if script.now >= lost + back_at:
+                break
+            script.see(NotConnected(attempt=script.attempt, error="no", name="ConnectionRefusedError"), after=0.0)
+        returns.append(script.now - lost)
+    assert max(returns) <= back_at + RECONNECT + 1e-6
+    crowd = max(sum(moment <= other < moment + 0.01 for other in returns) for moment in returns)
+    assert crowd <= watches * 0.25  # in 10 ms; on time to the tick they would all come within one
+
+
 def test_a_server_that_ends_every_session_at_once_is_not_stormed() -> None:
     script = Script().healthy()
     for _ in range(20):

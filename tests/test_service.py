@@ -380,7 +380,8 @@ async def test_a_restart_of_the_database_changes_no_limit_found(
 ) -> None:
     server = make_server()
     path = await make_path(server, "close", idle_limit=2.5)
-    sidecar = await start(server.url(port=path.port))
+    # The path runs in this process: when that is late it must not be taken for a partition.
+    sidecar = await start(server.url(port=path.port), TARGETS__DEFAULT__HEARTBEAT__DEADLINE="10s")
     await sidecar.until(
         "/recommendation", lambda advice: advice["idle_limit"] and advice["idle_limit"]["proven_seconds"] > 0.5
     )
@@ -390,6 +391,8 @@ async def test_a_restart_of_the_database_changes_no_limit_found(
     assert limit["dead_by_seconds"] == pytest.approx(2.5, rel=0.05)
     evidence = (await sidecar.json("/evidence?limit=1000"))["observations"]
     assert any(rest["outcome"] == "censored" for rest in evidence)
+    (outage,) = (await sidecar.json("/outages"))["outages"]
+    assert outage["kind"] == "restart"
     assert min(rest["idle_seconds"] for rest in evidence if rest["outcome"] == "died") > 2.4
 
 

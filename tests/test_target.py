@@ -38,7 +38,7 @@ class Running:
         settings = {
             "url": url,
             "pool": {"size": POOLED},
-            "idle": {"floor": 0.5, "deadline": 5},
+            "idle": {"floor": 60, "deadline": 5},  # no rest ends while a test lasts
             "heartbeat": {"every": 0.3, "deadline": 5, "reconnect_every": 0.1},
         }
         self.records: list[Observation | Outage] = []
@@ -113,6 +113,25 @@ async def test_stale_writers_are_counted_and_the_advice_warns_of_them(make_serve
         warnings = {remark.code: remark.text for remark in one.target.view.recommendation.warnings}
         assert f"({POOLED} so far)" in warnings["stale_writer"]
         assert "handle_error listener" in warnings["stale_writer"]
+
+
+async def test_a_recovery_costs_each_connection_one_opening(postgres: PostgresServer, make_path: MakePath) -> None:
+    """Nobody tries again while it is already back, and nobody opens more than is held."""
+    path = await make_path(postgres)
+    async with running(postgres.url(port=path.port)) as one:
+        await eventually(lambda: path.connections == sum(one.target.view.connections.values()))
+        held = path.connections
+        path.refuse()
+        path.reset_all()
+        await eventually(lambda: one.versions)
+        await asyncio.sleep(1)  # some rounds of vain attempts
+        before = path.accepted
+        await path.accept()
+        await one.recovered()
+        await eventually(lambda: path.connections >= held)
+        opened = path.accepted - before
+    # Beside them: looks at the door, and of attempts under way together all but the first.
+    assert held <= opened <= 2 * held
 
 
 async def test_connections_of_the_pool_lost_in_an_outage_are_in_its_record(make_server: MakeServer) -> None:

@@ -18,7 +18,8 @@ from sidecar.core.idle import IdleMachine
 from sidecar.probes.endpoint import CannotConnect, Endpoint
 from sidecar.probes.wire import ConnectionEnded, ProbeConnection, sleepless_time
 
-_OPENING_JITTER_SECONDS = 0.05
+_OPENING_JITTER_SECONDS = 0.05  # at least
+_OPENING_JITTER = 0.2  # of the pause: many sidecars that failed together shall not come back together
 
 
 class Surveyor:
@@ -97,8 +98,8 @@ class Surveyor:
 
     async def _open(self, command: Open) -> None:
         loop, number = asyncio.get_running_loop(), command.connection
-        # Jitter, so that many sidecars started together do not open together.
-        await asyncio.sleep(command.after_seconds + random.uniform(0, _OPENING_JITTER_SECONDS))  # noqa: S311 - no secret
+        jitter = max(_OPENING_JITTER_SECONDS, _OPENING_JITTER * command.after_seconds)
+        await asyncio.sleep(command.after_seconds + random.uniform(0, jitter))  # noqa: S311 - no secret
         started = loop.time()
         try:
             connection = await self._endpoint.open(
