@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.core.ladder import Prior, best_test, next_rung, rungs, settled
@@ -50,6 +50,7 @@ def test_a_survivor_takes_the_lowest_free_rung_above_what_is_proven() -> None:
     assert next_rung(ladder, 40.0, ()) is None
 
 
+@settings(deadline=None)  # a plan may take a tenth of a second, and the machine may stand still meanwhile
 @given(limit=SECONDS, spread=st.floats(1.05, 4.0), ages=st.lists(st.floats(0.0, 1e5), min_size=1, max_size=16))
 def test_refinement_always_settles_around_the_limit(limit: float, spread: float, ages: list[float]) -> None:
     """Any ages, any bracket: the tests chosen end with the limit between low and high, in few steps."""

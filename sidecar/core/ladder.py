@@ -46,12 +46,12 @@ DEFAULT_WEIGHT = 0.7
 
 _MARGIN = 1 + TOLERANCE + 0.0005  # a rung stands this far above a default: just where the default itself has died
 _MERGED = 1.05  # two defaults closer together share the upper one's rung: a bracket this narrow is settled anyway
-_STEPS = ((2, 2.3), (4, 2.0), (8, 1.5), (16, 1.3))  # widest step of the ladder, by number of connections
+_STEPS = ((2, 1.85), (4, 1.8), (8, 1.5), (16, 1.3))  # widest step of the ladder, by number of connections
 _LEFT_OPEN = 1.75  # between two defaults no further apart than this no rung is added
 
 _SAME = 1.0001  # rests closer together are not told apart
 _FRESH = 0.9  # what a bracket costs that only connections opened anew can settle, in units of its lower end
-_MOST_PLANNED = 6  # connections that enter a plan: more would only cost time to think
+_MOST_PLANNED = 5  # connections that enter a plan: more would only cost time to think
 _MOST_CELLS = 14  # of a bracket, in a plan
 
 
