@@ -24,15 +24,17 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import exp, inf, log
+from unittest import mock
 
 from bench.simulation import Simulation, World
 from sidecar.catalogue import known_limits
-from sidecar.core.attribution import defaults
+from sidecar.core import idle, ladder
+from sidecar.core.attribution import defaults as unchanged
 from sidecar.core.ladder import RESOLUTION
 from sidecar.core.recommendation import Status
 
 SHORTEST, LONGEST, FLOOR, CAP = 20.0, 28_800.0, 5.0, 86_400.0
-DEFAULTS = defaults(known_limits())
+DEFAULTS = unchanged(known_limits())
 TOLERANCE = 0.015
 DEADLINE = 10.0  # seconds a silent use waits for its answer
 WITHIN_5 = 1.05 / 0.95
@@ -57,6 +59,8 @@ class Case:
     kills: float = 0.0  # per connection and T
     share: float = 0.0  # of paths with a fifth of the limit
     factor: float = 1.0  # what the limit becomes in mid-monitoring
+    step: float = 1.0  # of an even ladder that knows no defaults
+    sentinel: bool = True
 
 
 @dataclass
@@ -73,9 +77,9 @@ class Run:
         return abs(self.estimate.get(stage, inf) - 1) > 0.05  # never reached is wrong, too
 
 
-def measure(case: Case, seed: int) -> Run:
-    """One run, until the limit is verified."""
-    limit, simulation = _start(case, seed)
+def measure(case: Case, seed: int, defaults: tuple[float, ...] = DEFAULTS) -> Run:
+    """One run, until the limit is verified. `defaults` are what the machine knows of."""
+    limit, simulation = _start(case, seed, defaults)
     run = Run()
 
     def note(simulation: Simulation) -> bool:
@@ -122,7 +126,7 @@ def notice(case: Case, seed: int) -> Run:
     return run
 
 
-def _start(case: Case, seed: int) -> tuple[float, Simulation]:
+def _start(case: Case, seed: int, defaults: tuple[float, ...] = DEFAULTS) -> tuple[float, Simulation]:
     chance = random.Random(seed)
     limit = LIMITS[case.limits](chance)
     if case.share:
@@ -137,9 +141,18 @@ def _start(case: Case, seed: int) -> tuple[float, Simulation]:
         floor=FLOOR,
         cap=CAP,
         connections=case.connections,
-        defaults=DEFAULTS,
+        defaults=defaults,
     )
     return limit, world.start()
+
+
+def even(case: Case, seed: int) -> Run:
+    """The machine with an even ladder that knows no defaults, with its sentinel or without: what each of them costs."""
+    with (
+        mock.patch.object(ladder, "_STEPS", ((2, case.step),)),
+        mock.patch.object(idle, "has_sentinel", return_value=case.sentinel),
+    ):
+        return measure(case, seed, defaults=())
 
 
 def infinite(case: Case, seed: int) -> Run:
@@ -286,6 +299,19 @@ def _mean(runs: list[Run], name: str) -> str:
     return f"{statistics.mean(getattr(run, name) for run in runs):.0f}"
 
 
+def prices(bench: Bench) -> None:
+    print("\n## What the defaults and the sentinel cost\n")
+    print(
+        "K = 8, any limit, deaths reset on use, ±2 %: a ladder of even steps that knows no defaults. The sentinel shows"
+        " a visible death at 1.00 T.\n"
+    )
+    print("| widest step | with the sentinel | without |")
+    print("| --- | --- | --- |")
+    for step in (1.23, 1.27, 1.31, 1.35, 1.40):
+        cells = (cell(times(bench.of(even, Case(step=step, sentinel=spared)), "2 %")) for spared in (True, False))
+        print(f"| {step:.2f} | {' | '.join(cells)} |")
+
+
 def honesty(bench: Bench) -> None:
     print("\n## How often it is wrong\n")
     print("K = 8, deaths reset on use. Wrong: the estimate is more than 5 % off.\n")
@@ -341,7 +367,7 @@ def main() -> int:
     started = time.monotonic()
     with multiprocessing.Pool(os.cpu_count()) as pool:
         bench = Bench(chosen.runs, chosen.seed, pool)
-        for part in (search, honesty, changes):
+        for part in (search, prices, honesty, changes):
             part(bench)
             sys.stdout.flush()
     print("\n## Goals\n\n| goal | seen | |\n| --- | --- | --- |")

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from bench.picture import draw
+from bench.simulation import World
 from docs.generate import PAGES, command_parsers
+from sidecar.core.ladder import settled
+from sidecar.core.recommendation import Status
 from sidecar.core.render import FORMATS
 from sidecar.settings import keys
 from sidecar.web.routes import ADMIN, PUBLIC
@@ -114,6 +120,40 @@ def test_formats_exist(page: Path) -> None:
     spoken_of = re.findall(r"format[= ]([a-z][a-z-]+)", page.read_text())
     named = {name for name in spoken_of if re.search(rf"(?:\?|--)format[= ]{name}", page.read_text())}
     assert named <= {"json", *FORMATS}
+
+
+def test_the_picture_of_a_measurement_shows_every_rest() -> None:
+    """Drawn of a simulated run; the one in `docs/`, of a real one, closes in on the limit that its title tells."""
+    path = World(limit=lambda draw, now: 20.0)
+    run = path.run(lambda s: s.machine.status(s.now).status is Status.VERIFIED, give_up=1000.0)
+    rests = [o for o in run.observations if o.outcome != "censored"]
+    drawn = _rests_in(
+        draw(
+            [
+                {
+                    "at": datetime.fromtimestamp(o.at, UTC).isoformat(),
+                    "idle_seconds": o.idle_seconds,
+                    "outcome": o.outcome,
+                    "arm": o.arm,
+                }
+                for o in rests
+            ],
+            20.0,
+        )
+    )
+    assert len(drawn) == len(rests) > 10
+    in_docs = _rests_in((ROOT / "docs" / "discovery.svg").read_text())
+    survived = max(rest for outcome, rest in in_docs if outcome == "survived")
+    died = min(rest for outcome, rest in in_docs if outcome == "died")
+    assert survived < 20.0 < died
+    assert settled(survived, died)
+
+
+def _rests_in(svg: str) -> list[tuple[str, float]]:
+    """Outcome and seconds of each rest in a picture of `bench.picture`."""
+    titles = [each.text or "" for each in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}title")]
+    found = (re.fullmatch(r"\w+: (\w+) after ([\d.]+) s", title) for title in titles)
+    return [(match[1], float(match[2])) for match in found if match]
 
 
 def test_the_checks_would_see_what_they_look_for() -> None:
