@@ -29,12 +29,12 @@ from unittest import mock
 from bench.simulation import Simulation, World
 from sidecar.catalogue import known_limits
 from sidecar.core import idle, ladder
-from sidecar.core.attribution import defaults as unchanged
+from sidecar.core.attribution import defaults
 from sidecar.core.ladder import RESOLUTION
 from sidecar.core.recommendation import Status
 
 SHORTEST, LONGEST, FLOOR, CAP = 20.0, 28_800.0, 5.0, 86_400.0
-DEFAULTS = unchanged(known_limits())
+DEFAULTS = defaults(known_limits())
 TOLERANCE = 0.015
 DEADLINE = 10.0  # seconds a silent use waits for its answer
 WITHIN_5 = 1.05 / 0.95
@@ -77,9 +77,9 @@ class Run:
         return abs(self.estimate.get(stage, inf) - 1) > 0.05  # never reached is wrong, too
 
 
-def measure(case: Case, seed: int, defaults: tuple[float, ...] = DEFAULTS) -> Run:
-    """One run, until the limit is verified. `defaults` are what the machine knows of."""
-    limit, simulation = _start(case, seed, defaults)
+def measure(case: Case, seed: int, known: tuple[float, ...] = DEFAULTS) -> Run:
+    """One run, until the limit is verified. `known` are the defaults that the machine knows of."""
+    limit, simulation = _start(case, seed, known)
     run = Run()
 
     def note(simulation: Simulation) -> bool:
@@ -126,7 +126,7 @@ def notice(case: Case, seed: int) -> Run:
     return run
 
 
-def _start(case: Case, seed: int, defaults: tuple[float, ...] = DEFAULTS) -> tuple[float, Simulation]:
+def _start(case: Case, seed: int, known: tuple[float, ...] = DEFAULTS) -> tuple[float, Simulation]:
     chance = random.Random(seed)
     limit = LIMITS[case.limits](chance)
     if case.share:
@@ -141,7 +141,7 @@ def _start(case: Case, seed: int, defaults: tuple[float, ...] = DEFAULTS) -> tup
         floor=FLOOR,
         cap=CAP,
         connections=case.connections,
-        defaults=defaults,
+        defaults=known,
     )
     return limit, world.start()
 
@@ -152,7 +152,7 @@ def even(case: Case, seed: int) -> Run:
         mock.patch.object(ladder, "_STEPS", ((2, case.step),)),
         mock.patch.object(idle, "has_sentinel", return_value=case.sentinel),
     ):
-        return measure(case, seed, defaults=())
+        return measure(case, seed, known=())
 
 
 def infinite(case: Case, seed: int) -> Run:

@@ -252,9 +252,8 @@ def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit 
             keepalive_helps=idle.keepalive_helps,
         )
     return IdleLimit(
-        # Rounded away from the limit, so that no digit claims more than was seen.
-        proven_seconds=floor((idle.proven_seconds or 0.0) * 1000) / 1000,
-        dead_by_seconds=None if idle.dead_by_seconds is None else ceil(idle.dead_by_seconds * 1000) / 1000,
+        proven_seconds=_below(idle.proven_seconds or 0.0),
+        dead_by_seconds=None if idle.dead_by_seconds is None else _above(idle.dead_by_seconds),
         estimate_seconds=None if idle.estimate_seconds is None else round(idle.estimate_seconds, 3),
         death=idle.death,
         sqlstate=idle.sqlstate,
@@ -263,14 +262,25 @@ def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit 
     )
 
 
+# Bounds are rounded away from the limit, so that no digit claims more than was seen.
+
+
+def _below(seconds: float) -> float:
+    return floor(seconds * 1000) / 1000
+
+
+def _above(seconds: float) -> float:
+    return ceil(seconds * 1000) / 1000
+
+
 def _lifetime_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> LifetimeLimit | None:
     found = idle.lifetime
     if found is None or found.dead_by_seconds is None or found.death is None:
         return None
     return replace(
         found,
-        proven_seconds=floor(found.proven_seconds * 1000) / 1000,
-        dead_by_seconds=ceil(found.dead_by_seconds * 1000) / 1000,
+        proven_seconds=_below(found.proven_seconds),
+        dead_by_seconds=_above(found.dead_by_seconds),
         estimate_seconds=None if found.estimate_seconds is None else round(found.estimate_seconds, 3),
         likely=likely_culprits(
             catalogue,
@@ -292,6 +302,11 @@ def _pool_recycle(
     return (by_rest, why) if by_age is None or by_rest <= by_age[0] else by_age
 
 
+def _share(policy: Policy, seconds: float) -> int:
+    """What is advised where connections live so long."""
+    return max(1, int(min(policy.safety * seconds, policy.max_pool_recycle)))
+
+
 def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[int, Remark] | None:
     """What the age allows at which busy connections die; None while none was seen to die of age."""
     if idle.lifetime is not None:
@@ -309,7 +324,7 @@ def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[int, Remark] | None
         )
     else:
         return None
-    return max(1, int(min(policy.safety * age, policy.max_pool_recycle))), because
+    return _share(policy, age), because
 
 
 def _share_of_rest(
@@ -317,7 +332,7 @@ def _share_of_rest(
 ) -> tuple[int, Remark]:
     if limit is not None and limit.proven_seconds > 0:
         share = policy.safety * limit.proven_seconds
-        recycle = max(1, int(min(share, policy.max_pool_recycle)))
+        recycle = _share(policy, limit.proven_seconds)
         if share > policy.max_pool_recycle:
             return recycle, Remark(
                 code="capped_by_policy",
@@ -331,12 +346,12 @@ def _share_of_rest(
         )
     told = declared.idle_session_timeout if declared is not None else None
     if told and told < shortest_rest:
-        return max(1, int(min(policy.safety * told, policy.max_pool_recycle))), Remark(
+        return _share(policy, told), Remark(
             code="declared_limit",
             text=f"Nothing is proven yet. The server declares idle_session_timeout = {told:g} s; pool_recycle stays at"
             f" {policy.safety:g} of it.",
         )
-    return max(1, int(min(policy.safety * shortest_rest, policy.max_pool_recycle))), Remark(
+    return _share(policy, shortest_rest), Remark(
         code="nothing_proven",
         text=f"Nothing is proven yet: pool_recycle is {policy.safety:g} of the shortest rest under test"
         f" ({shortest_rest:g} s) and grows with every rest survived.",

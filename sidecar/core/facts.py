@@ -18,6 +18,11 @@ class Death(StrEnum):
     CLOSED = "closed"  # FIN or RST while it rested
     FATAL = "fatal"  # the server or a pooler said why, then closed
 
+    @property
+    def visible(self) -> bool:
+        """Whether it shows by itself, at the moment it happens."""
+        return self in (Death.CLOSED, Death.FATAL)
+
 
 class Cause(StrEnum):
     """Why a connection ended. Only the first two testify about a limit."""

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from sidecar.core.facts import Death
 from sidecar.core.recommendation import IdleLimit, Status
 from sidecar.core.views import ProbeView
 
@@ -64,7 +63,7 @@ def forecast(
         expected = sqrt(proven * dead_by) or dead_by
     if expected is None or not due:
         return None
-    shows = limit is not None and limit.death in (Death.CLOSED, Death.FATAL)
+    shows = limit is not None and limit.death is not None and limit.death.visible
     unseen, by_themselves = _MULTIPLES[max((k for k in _MULTIPLES if k <= len(probes)), default=2)]
     multiple = (by_themselves if shows else unseen)[REACHED.index(goal)]
     return Forecast(

@@ -284,7 +284,7 @@ class IdleMachine:
         if not lifetimes.known:
             return None
         proven, witness = lifetimes.proven or 0.0, lifetimes.witness
-        visible = witness.death in (Death.CLOSED, Death.FATAL)
+        visible = witness.death is not None and witness.death.visible
         return LifetimeLimit(
             proven_seconds=proven,
             dead_by_seconds=witness.age_seconds,
@@ -744,7 +744,7 @@ def _life_of_session(aged: Aged) -> Life:
 def _dead(id: str, age: float, rest: float, death: Death, sqlstate: str | None, at: float) -> Life:  # noqa: A002
     """A life that ended after a last rest, all in seconds."""
     lived = age - rest
-    if death in (Death.CLOSED, Death.FATAL):  # it had lived until just before
+    if death.visible:  # it had lived until just before
         lived = max(lived, age - visible_resolution(age))
     return Life(id=id, lived_seconds=lived, age_seconds=age, at=at, busy=True, death=death, sqlstate=sqlstate)
 

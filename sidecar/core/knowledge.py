@@ -90,7 +90,7 @@ class Trial:
     @property
     def visible(self) -> bool:
         """Whether the end showed by itself, at the moment the timer fired."""
-        return self.death in (Death.CLOSED, Death.FATAL)
+        return self.death is not None and self.death.visible
 
 
 def visible_resolution(idle_seconds: float) -> float:
