@@ -249,6 +249,14 @@ class TestRecommend:
         assert complaint.startswith(because)
         assert complaint.count("\n") == 1
 
+    async def test_asks_for_a_target_where_there_are_several(self, picture: Picture, here: dict[str, str]) -> None:
+        picture.views = {name: target(name, advice=verified(name)) for name in ("orders", "stock")}
+        status, output, complaint = await beside("recommend", **here)
+        assert (status, output) == (2, "")
+        assert complaint == "--target: needed where there are several; takes one of orders, stock\n"
+        status, output, _ = await beside("recommend", "--target", "stock", **here)
+        assert (status, json.loads(output)["target"]) == (0, "stock")
+
     def test_says_where_nobody_answers(self, nobody: int) -> None:
         done = command("recommend", SIDECAR_HTTP__PORT=str(nobody))
         assert done.returncode == 1

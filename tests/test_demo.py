@@ -24,9 +24,9 @@ from sidecar.terminal import progress
 DEMO = (sys.executable, "-m", "sidecar", "demo")
 
 
-async def tell_once(path: str) -> tuple[int, str]:
+async def tell_once(path: str, limit: str = "8") -> tuple[int, str]:
     demo = await asyncio.create_subprocess_exec(
-        *DEMO, "--once", "--path", path, "--limit", "8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        *DEMO, "--once", "--path", path, "--limit", limit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     output, _ = await demo.communicate()
     return demo.returncode, output.decode()
@@ -127,10 +127,21 @@ def test_a_service_that_dies_is_told_with_its_log(demo):
     demo.assert_gone()
 
 
-def test_a_limit_too_short_to_measure_is_refused():
-    done = subprocess.run([*DEMO, "--limit", "0.1"], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("limit", ["1.9", "3601"])
+def test_a_limit_out_of_bounds_is_refused_with_the_bounds(limit):
+    done = subprocess.run([*DEMO, "--limit", limit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "--limit" in done.stderr
+    assert "takes 2s to 1h" in done.stderr
+
+
+@pytest.mark.timeout(180)
+async def test_the_shortest_limit_it_takes_makes_a_story_that_ends():
+    """How exactly it was found is for longer limits: here the floor of the search lies at half of it."""
+    status, output = await tell_once("close", "2")
+    assert status in (0, 1), output
+    assert line(output, "True limit").startswith("True limit:     2.0 s")
+    assert "failed" in line(output, "An application")
 
 
 def test_without_a_terminal_a_line_tells_of_every_change():

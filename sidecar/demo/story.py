@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,8 +22,6 @@ from sidecar.demo.service import Service, ServiceError, run_service
 from sidecar.demo.standby import StandbyServer
 from sidecar.terminal import Show, findings, progress, seconds
 
-LEAST_LIMIT_SECONDS = 2.0
-
 _FAULTS: Mapping[str, Fault | None] = {"silent": "silent", "reset": "reset", "close": "close", "server": None}
 """By `--path`. `server` is a plain connection: there PostgreSQL itself ends idle sessions."""
 
@@ -38,14 +35,9 @@ def run(path: str, limit_seconds: float, once: bool) -> int:
     """Tell the story of one `--path`, on standard output; returns the exit status.
 
     0: told once, and the limit found is within 5 % of the true one; on the path `failover`, every outage was recorded
-    with the truth inside. 1: it is not so, or nothing was found within six limits and a minute. 2: a limit too short
-    for this. 130: interrupted, which is how it ends unless told once.
+    with the truth inside. 1: it is not so, or nothing was found within six limits and a minute. 130:
+    interrupted, which is how it ends unless told once.
     """
-    if limit_seconds < LEAST_LIMIT_SECONDS:
-        sys.stderr.write(
-            f"--limit: too short to be measured beside everything else here: takes at least {LEAST_LIMIT_SECONDS:g} s\n"
-        )
-        return 2
     began = time.monotonic()
     console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     try:

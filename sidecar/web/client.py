@@ -7,9 +7,12 @@ run as exec hooks inside the sidecar's own container, on its memory limit.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from urllib.parse import urlsplit
+
+TARGET_NEEDED = "urn:connection-health:problem:target-needed"
 
 
 class Unreachable(Exception):  # noqa: N818 - the state of the sidecar, not an error of this program
@@ -36,6 +39,15 @@ class Reply:
             return str(json.loads(self.text)["detail"])
         except (ValueError, LookupError, TypeError):
             return f"HTTP status {self.status}, which is not how a sidecar answers"
+
+    @property
+    def lacks_target(self) -> Sequence[str] | None:
+        """The targets to choose from, where the request had to name one and did not."""
+        try:
+            problem = json.loads(self.text)
+            return tuple(map(str, problem["available"])) if problem["type"] == TARGET_NEEDED else None
+        except (ValueError, LookupError, TypeError):
+            return None
 
 
 def ask(base: str, path: str, *, method: str = "GET", timeout_seconds: float = 5.0) -> Reply:
