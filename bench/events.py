@@ -1,4 +1,4 @@
-"""What slow readers of `/events` cost the service and everybody else. `make bench-events`; about two minutes.
+"""What slow readers of `/events` cost the service and everybody else. `make bench-events`; two to four minutes.
 
 It is `sidecar run` with several targets, whose server ends what rests too long and which are measured afresh again and
 again, so that a lot happens; and beside it the same once more, which nobody listens to. To the one listen 200 readers

@@ -122,6 +122,20 @@ def test_formats_exist(page: Path) -> None:
     assert named <= {"json", *FORMATS}
 
 
+def test_every_bench_is_told_of_and_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    told = re.findall(
+        r"^\| `(?:make|python -m) (bench[\w.-]*)` \|", (ROOT / "docs" / "contributing.md").read_text(), re.M
+    )
+    assert {name for name in targets if name.startswith("bench")} == {name for name in told if "." not in name}
+    for page in TEXTS:
+        text = page.read_text()
+        spoken_of = re.findall(r"^\$ make ([a-z][a-z-]*)|`make ([a-z][a-z-]*)", text, re.MULTILINE)
+        assert {name for pair in spoken_of for name in pair if name} <= targets, name_of(page)
+        for module in re.findall(r"python -m (bench\.\w+)", text):
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), name_of(page)
+
+
 def test_the_picture_of_a_measurement_shows_every_rest() -> None:
     """Drawn of a simulated run; the one in `docs/`, of a real one, closes in on the limit that its title tells."""
     path = World(limit=lambda draw, now: 20.0)
