@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.ladder import Prior, best_test, next_rung, rungs, settled
+from sidecar.core.ladder import RESOLUTION, Prior, best_test, next_rung, rungs, settled
 
 DEFAULTS = (60.0, 300.0, 340.0, 350.0, 600.0, 3600.0, 28800.0)
 SECONDS = st.floats(min_value=1.0, max_value=1e5)
@@ -69,3 +69,23 @@ def test_refinement_always_settles_around_the_limit(limit: float, spread: float,
         used += 1
         assert used < 60
     assert low <= limit <= high
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 4])
+def test_no_test_is_spent_on_a_bracket_left_too_wide_by_a_hair(cells: int) -> None:
+    """Deaths are noticed a little late. A bracket planned to be just settled then would not be, and cost another rest."""
+    start = 100.0
+    for n in range(50 * cells):
+        limit = start * (0.999 * RESOLUTION) ** ((n + 0.5) / 50)
+        low, high = start, start * (0.999 * RESOLUTION) ** cells
+        resting, now, used = set(range(7)), start, 0
+        while not settled(low, high):
+            test = best_test(low, high, dict.fromkeys(resting, now), Prior())
+            now = max(now, test.rest_seconds)
+            if now < limit:
+                low = now
+            else:
+                high = 1.0005 * now
+            resting.remove(test.connection)
+            used += 1
+        assert used < cells or used == 0

@@ -53,6 +53,7 @@ _SAME = 1.0001  # rests closer together are not told apart
 _FRESH = 0.9  # what a bracket costs that only connections opened anew can settle, in units of its lower end
 _MOST_PLANNED = 5  # connections that enter a plan: more would only cost time to think
 _MOST_CELLS = 14  # of a bracket, in a plan
+_SLACK = 1.001  # cells are planned narrower by this: a death noticed late must not leave a bracket just too wide
 
 
 class Use(NamedTuple):
@@ -151,7 +152,7 @@ class _Plan:
 
     def __init__(self, low: float, high: float, ages: Sequence[float], prior: Prior) -> None:
         self._ages = ages  # oldest first
-        self._cell = max(RESOLUTION, (high / low) ** (1 / _MOST_CELLS))
+        self._cell = max(RESOLUTION / _SLACK, (high / low) ** (1 / _MOST_CELLS))
         self._grid = self._points(low, high, prior)
         self._weight = [0.0]
         for start, end in pairwise(self._grid):
