@@ -73,7 +73,7 @@ def test_refinement_always_settles_around_the_limit(limit: float, spread: float,
 
 @pytest.mark.parametrize("cells", [1, 2, 3, 4])
 def test_no_test_is_spent_on_a_bracket_left_too_wide_by_a_hair(cells: int) -> None:
-    """Deaths are noticed a little late. A bracket planned to be just settled then would not be, and cost another rest."""
+    """Deaths are noticed a little late: a bracket planned to be just settled would not be, and cost another rest."""
     start = 100.0
     for n in range(50 * cells):
         limit = start * (0.999 * RESOLUTION) ** ((n + 0.5) / 50)
