@@ -247,7 +247,13 @@ class Simulation:
         def lost() -> None:
             ending = ENDINGS["close" if visible else world.death]
             lived, age = (beats - 1) * world.beats, ages if visible else beats * world.beats
-            aged = Aged(lived_seconds=lived, age_seconds=age, ending=ending, identity=self._identity())
+            aged = Aged(
+                outage=f"session-{next(self._serial)}",
+                lived_seconds=lived,
+                age_seconds=age,
+                ending=ending,
+                identity=self._identity(),
+            )
             self.tell(Disturbed(cause=Cause.PARTITION if world.death == "silent" else Cause.UNKNOWN, aged=aged))
             self.begin_session()
             self.tell(aged)

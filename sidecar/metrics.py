@@ -23,7 +23,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from sidecar import __version__
-from sidecar.core.evidence import Outage
+from sidecar.core.evidence import OF_AGE, Outage
 from sidecar.core.facts import Cause, Death
 from sidecar.core.recommendation import IdleLimit, LifetimeLimit, Recommendation, Status
 from sidecar.core.views import Source
@@ -39,6 +39,7 @@ OUTAGE_KINDS = (
     "refusal",
     "authentication",
     "role_flip",
+    OF_AGE,
     "unknown",
 )
 VERDICTS = ("protected", "exposed", "unknown")
@@ -189,7 +190,9 @@ class _Gauges(Collector):
             "regime", "Rises by one when the idle limit is found to have changed, or is measured afresh on demand."
         )
         connections = _gauge("connections", "Connections the sidecar holds.", "role", "state")
-        last_outage = _gauge("last_outage_timestamp_seconds", "When the latest outage was first seen, Unix time.")
+        last_outage = _gauge(
+            "last_outage_timestamp_seconds", "When the latest outage was seen first, not counting kind lifetime."
+        )
         dead = _gauge("dead_tasks", "Supervised tasks that died, those that all targets share included.")
         pending = _gauge("store_pending_writes", "Records waiting in memory for the store, which all targets share.")
         for name, view in views.items():
@@ -257,6 +260,8 @@ def _dead_tasks(faults: Iterable[str], target: str) -> int:
 
 def _last_outage_at(outages: Sequence[Outage]) -> float | None:
     for outage in reversed(outages):
+        if outage.kind == OF_AGE:
+            continue  # a session that was too old: the database was there
         spells = [spell for spell in (outage.connect, outage.read, outage.write) if spell is not None]
         if spells:
             return min(spell.began.until for spell in spells)

@@ -13,11 +13,11 @@ from sidecar.core.advice import Policy, advise, after_trials
 from sidecar.core.attribution import defaults
 from sidecar.core.budget import LEAST, Declared, connections_to_spare
 from sidecar.core.commands import Budget
-from sidecar.core.evidence import STALE_WRITER, Observation, Outage
+from sidecar.core.evidence import OF_AGE, STALE_WRITER, Observation, Outage
 from sidecar.core.facts import Cause, Disturbed
 from sidecar.core.idle import Arm, IdleMachine, IdleStatus, Stage
 from sidecar.core.latency import PingCost, PingLedger, Spread
-from sidecar.core.outages import found_over, over
+from sidecar.core.outages import found_over, of_age, over
 from sidecar.core.readiness import readiness
 from sidecar.core.recommendation import Recommendation
 from sidecar.core.trials import Attempt, TrialResult, attempts, kept_alive
@@ -149,6 +149,8 @@ class Target:
     def refresh(self) -> None:
         """Bring the advice and the view up to date, and let the pool follow the advice."""
         self._finish_outages()
+        lifetime = self._idle().lifetime
+        self._watch.age_known(None if lifetime is None else lifetime.proven_seconds)
         advice = self._advise()
         if advice != self._recommendation:
             if advice.status != self._recommendation.status:
@@ -202,6 +204,9 @@ class Target:
         known = observation.id in self.observations
         _remember(self.observations, observation.id, observation)
         self._keep(observation)
+        if observation.arm == Arm.LIFETIME and observation.outcome == "died":
+            for outage in [outage for outage in self.outages.values() if self._machine.explains(outage.id)]:
+                self._outage(outage)
         if known:
             return  # judged anew, and counted before
         self._metrics.experiment_ended(self.name, observation.outcome)
@@ -270,6 +275,10 @@ class Target:
 
     def _outage(self, outage: Outage) -> None:
         before = self.outages.get(outage.id)
+        if self._machine.explains(outage.id) or (before is not None and before.kind == OF_AGE):
+            outage = of_age(outage)
+        if outage == before:
+            return
         _remember(self.outages, outage.id, outage)
         self._keep(outage)
         if before is None:

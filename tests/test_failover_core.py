@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sidecar.core.advice import Policy, advise
-from sidecar.core.evidence import STALE_WRITER, Interval, Outage, Spell
+from sidecar.core.evidence import OF_AGE, STALE_WRITER, Interval, Outage, Spell
 from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
 from sidecar.core.failover import (
     IN_FLIGHT,
     TRANSITIONS,
     Adopt,
+    AgeKnown,
     Attempt,
     Beat,
     BeatAnswered,
@@ -49,7 +51,7 @@ from sidecar.core.failover import (
     diagram,
 )
 from sidecar.core.idle import IdleMachine
-from sidecar.core.outages import found_over, over, spells
+from sidecar.core.outages import found_over, of_age, over, spells
 from sidecar.core.recommendation import FailoverFigures, Quantiles, Recommendation
 
 EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
@@ -813,6 +815,114 @@ def test_a_replica_has_no_stale_writers() -> None:
     assert script.outage.connections_lost == {"fatal": 1}
 
 
+# Limits on age
+
+
+def look_at_the_door(script: Script, identity: Identity = PRIMARY) -> Command:
+    """What becomes of the next fresh connection."""
+    script.connect(identity)
+    return next(command for command in reversed(script.commands) if isinstance(command, Adopt | Discard))
+
+
+def aged(script: Script, identity: Identity = PRIMARY, *, proven: float | None = 100.0) -> Script:
+    """The session is nearly as old as `proven`, which is known only now."""
+    until = script.now + 90
+    while script.now < until:
+        assert isinstance(look_at_the_door(script, identity), Discard)
+    script.see(AgeKnown(proven_seconds=proven))
+    return script
+
+
+def test_a_session_is_renewed_before_it_is_too_old() -> None:
+    script = Script().healthy()
+    script.see(AgeKnown(proven_seconds=100.0))
+    opened = script.now
+    while isinstance(look_at_the_door(script), Discard):
+        pass
+    assert 49 <= script.now - opened < 50 + EVERY + DEADLINE + 1
+    script.write()
+    assert script.state is State.HEALTHY
+    assert isinstance(look_at_the_door(script), Discard), "the new one is young"
+    assert not script.records
+    assert not script.told
+
+
+@pytest.mark.parametrize("proven", [None, 1000.0])
+def test_a_session_is_kept_while_it_is_not_known_to_grow_too_old(proven: float | None) -> None:
+    assert isinstance(look_at_the_door(aged(Script().healthy(), proven=proven)), Discard)
+    lifted = aged(Script().healthy())
+    lifted.see(AgeKnown(proven_seconds=None))
+    assert isinstance(look_at_the_door(lifted), Discard)
+
+
+def test_a_session_that_is_asked_is_not_renewed() -> None:
+    """Its silence would never be noticed."""
+    script = aged(Script().healthy())
+    script.timer_until(Attempt)
+    script.see(Suspected())
+    script.take(script.machine.handle_timer(script.now))
+    assert isinstance(script.commands[-1], Beat)
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY))
+    assert script.commands[-1] == Discard(script.attempt)
+
+
+@pytest.mark.parametrize("other", [RESTARTED, PROMOTED, RESCHEDULED])
+def test_a_session_is_not_renewed_by_another_server(other: Identity) -> None:
+    assert isinstance(look_at_the_door(aged(Script().healthy()), other), Discard)
+
+
+def test_a_replica_renews_its_session_in_peace() -> None:
+    script = Script()
+    script.connect(STANDBY)
+    script.write(writable=False)
+    assert isinstance(look_at_the_door(aged(script, STANDBY), STANDBY), Adopt)
+    script.write(writable=False)
+    assert (script.state, script.records) == (State.READ_ONLY, {})
+
+
+def test_what_a_renewed_session_goes_through_is_recorded_as_ever() -> None:
+    script = aged(Script().healthy())
+    assert isinstance(look_at_the_door(script), Adopt)
+    script.write()
+    script.beat()
+    script.see(SessionEnded(ending=FAST))
+    script.fail("57P03", name="")
+    script.connect(RESTARTED)
+    script.write()
+    assert (script.outage.kind, script.outage.detail) == ("restart", "fast")
+    assert script.outage.before == PRIMARY
+
+
+@pytest.mark.parametrize("ending", [SILENT, RESET, CLOSED])
+def test_the_end_of_one_session_may_have_been_its_age(ending: Ending) -> None:
+    script = outage_of(ending, [], PRIMARY)
+    (witness,) = (command.aged for command in script.commands if isinstance(command, Witness))
+    assert witness.outage == script.outage.id
+    assert of_age(script.outage) == replace(script.outage, kind=OF_AGE)
+    figures = advised([script.outage, of_age(replace(script.outage, id="other"))]).failover
+    assert figures is not None
+    assert figures.outages == 1
+    assert advised([of_age(script.outage)]).failover is None
+
+
+@pytest.mark.parametrize(("ending", "failures"), [(None, [FULL]), (RESET, [REFUSED]), (RESET, [FULL])])
+def test_where_connecting_failed_age_was_not_all(ending: Ending | None, failures: list[tuple[str | None, str]]) -> None:
+    outage = outage_of(ending, failures, PRIMARY).outage
+    assert of_age(outage) == outage
+
+
+def test_where_writing_stayed_out_age_was_not_all() -> None:
+    script = in_state(State.SUSPECT)
+    assert of_age(script.outage) == script.outage, "nobody knows what it will be"
+    script.connect()
+    assert of_age(script.outage) == script.outage
+    script.write(writable=False)
+    script.connect()
+    script.write()
+    assert over(script.outage)
+    assert of_age(script.outage) == script.outage
+
+
 # Ground truth
 
 
@@ -842,8 +952,9 @@ class World:
     TRIP = 0.002  # at most, for a round trip or the lateness of a timer
     CONNECT = 0.03  # at most
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, age: float = inf, dies: Ending = CLOSED) -> None:
         self.random = random.Random(seed)
+        self.age, self.dies = age, dies  # of sessions: when they end, and how
         self.now = 100.0
         self.machine = make(self.now, jitter=self.random.random)
         self.queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -890,12 +1001,14 @@ class World:
                     self.session_lives = True
                     self.attempts.clear()
                     self.knows_read_only = self.read_only
+                    if self.age < inf:
+                        self.later(self.age - self.CONNECT, lambda session=self.session: self.grow_too_old(session))
                 case Drop():
                     self.session += 1
                     self.attempts.clear()
                 case Record(outage=outage):
                     self.records[outage.id] = outage
-                case Discard() | Tell():
+                case Discard() | Tell() | Witness():
                     pass
 
     def ask(self, question: type[Command]) -> None:
@@ -951,6 +1064,14 @@ class World:
                 self.see(SessionEnded(ending=ending))
 
         self.later(self.random.uniform(0, RECONNECT), noticed)
+
+    def grow_too_old(self, session: int) -> None:
+        if session != self.session or not self.session_lives:
+            return
+        if self.dies is SILENT:
+            self.session_lives = False  # and whoever asks gets no answer
+        else:
+            self.end_session(self.dies)
 
     def cut(self) -> None:
         self.reachable, self.session_lives = False, False
@@ -1034,9 +1155,15 @@ DISTURBANCES = st.builds(
 
 
 @settings(max_examples=200, deadline=None)
-@given(disturbances=st.lists(DISTURBANCES, min_size=1, max_size=6), seed=st.integers(0, 2**32))
-def test_the_truth_lies_inside_the_intervals(disturbances: list[Disturbance], seed: int) -> None:
+@given(
+    disturbances=st.lists(DISTURBANCES, min_size=1, max_size=6),
+    seed=st.integers(0, 2**32),
+    age=st.one_of(st.none(), st.floats(8.0, 60.0)),
+)
+def test_the_truth_lies_inside_the_intervals(disturbances: list[Disturbance], seed: int, age: float | None) -> None:
+    """With sessions that are renewed in the midst of it, too."""
     world = World(seed)
+    world.see(AgeKnown(proven_seconds=age))
     for disturbance in disturbances:
         known = set(world.records)
         world.run_until(world.now + disturbance.after_seconds)
@@ -1049,6 +1176,24 @@ def test_the_truth_lies_inside_the_intervals(disturbances: list[Disturbance], se
             check(outage, truth)
         status = world.machine.status(world.now)
         assert (status.state, status.trouble_at) == (State.HEALTHY, None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    age=st.floats(3 * (EVERY + DEADLINE), 400.0),
+    dies=st.sampled_from([SILENT, RESET, CLOSED]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_known_age_costs_no_session_its_end(age: float, dies: Ending, seed: int) -> None:
+    world = World(seed, age=age, dies=dies)
+    world.run_until(world.now + 5 * age)
+    assert 3 <= len(world.records) <= 5
+    assert {outage.kind for outage in world.records.values()} == {"partition" if dies is SILENT else "cull"}
+    assert all(of_age(outage).kind == OF_AGE for outage in world.records.values() if over(outage))
+    world.see(AgeKnown(proven_seconds=age - World.CONNECT - EVERY))
+    seen = len(world.records)
+    world.run_until(world.now + 20 * age)
+    assert len(world.records) <= seen + 1, "one may have been too old for the next look at the door"
 
 
 # Illegal or not, in any order
@@ -1172,6 +1317,10 @@ class Shell(RuleBasedStateMachine):
     @rule(loss=st.sampled_from([Death.SILENT, STALE_WRITER]), rested=st.sampled_from([0.0, 1.0, 100.0]))
     def pooled_lost(self, loss: str, rested: float) -> None:
         self.tell(PooledLost(loss=loss, well_at=self.now - rested), legal=True)
+
+    @rule(proven=st.sampled_from([None, 0.1, 10.0]))
+    def age_known(self, proven: float | None) -> None:
+        self.tell(AgeKnown(proven_seconds=proven), legal=True)
 
     @rule()
     def suspected(self) -> None:

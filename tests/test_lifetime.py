@@ -21,6 +21,7 @@ from sidecar.core.trials import REST_BEYOND, attempts, rest_for
 from sidecar.core.verdict import ApplicationSettings
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import run_service
+from sidecar.web.client import ask
 
 # -- what lives tell --------------------------------------------------------------------------------------------------
 
@@ -249,6 +250,7 @@ def _plain(value: object) -> object:
 
 
 SESSION = Aged(
+    outage="1",
     lived_seconds=99.0,
     age_seconds=100.0,
     ending=Ending(noticed="using", signal="rst"),
@@ -266,8 +268,22 @@ def test_the_heartbeats_session_testifies_once_it_was_busy_enough() -> None:
     run.tell(SESSION)
     assert status(run).suspected_age_seconds == 99.0
     run.now += 150.0
-    run.tell(SESSION)
+    run.tell(replace(SESSION, outage="2"))
     assert found(run).proven_seconds == 99.0
+
+
+def test_ends_of_the_session_at_the_known_age_are_explained_by_it() -> None:
+    run = world(1000.0, inf).start()
+    run.drive(at(200.0), give_up=200.0)
+    run.tell(replace(SESSION, outage="early", lived_seconds=49.5, age_seconds=50.0))
+    run.now += 100.0
+    run.tell(SESSION)
+    assert not run.machine.explains(SESSION.outage), "one is a suspicion"
+    run.now += 150.0
+    run.tell(replace(SESSION, outage="2"))
+    assert [run.machine.explains(outage) for outage in ("1", "2", "early", "another")] == [True, True, False, False]
+    run.machine.measure_afresh(run.now)
+    assert not run.machine.explains(SESSION.outage)
 
 
 def test_a_session_that_dies_of_age_casts_no_doubt_on_others() -> None:
@@ -385,7 +401,7 @@ def test_the_advice_is_tried_beyond_the_age() -> None:
 
 # -- on a real path ---------------------------------------------------------------------------------------------------
 
-AGE = 4.0
+AGE = 5.0
 QUICK = {
     "TARGETS__DEFAULT__IDLE__FLOOR": "300ms",
     "TARGETS__DEFAULT__IDLE__DEADLINE": "1s",
@@ -405,6 +421,11 @@ async def test_the_service_tells_an_age_from_a_rest(postgres: PostgresServer, ma
                 service.must_run()
                 advice = await service.ask("/recommendation")
         aged = (await service.ask("/evidence?arm=lifetime&outcome=died"))["observations"]
+        await asyncio.sleep(3 * AGE)  # in which three more sessions would die
+        later = (await service.ask("/evidence?arm=lifetime&outcome=died"))["observations"]
+        outages = (await service.ask("/outages"))["outages"]
+        figures = (await service.ask("/recommendation"))["failover"]
+        metrics = (await asyncio.to_thread(ask, service.address, "/metrics")).text
     limit, rests = advice["lifetime_limit"], advice["idle_limit"]
     # The path counts from its own accepting, the service from the first answer: the difference is a handshake.
     assert limit["proven_seconds"] <= AGE
@@ -417,3 +438,12 @@ async def test_the_service_tells_an_age_from_a_rest(postgres: PostgresServer, ma
     assert {"lifetime_limit_measured", "no_limit_seen"} <= {reason["code"] for reason in advice["reasons"]}
     assert len(aged) >= 2
     assert {each["cause"] for each in aged} == {"lifetime_limit"}
+    # What ended the session at first was no outage, and does not end it again.
+    ended = {each["id"] for each in aged} & {outage["id"] for outage in outages}
+    assert ended
+    assert all(outage["kind"] == "lifetime" for outage in outages if outage["id"] in ended)
+    again = {each["id"] for each in later} & {outage["id"] for outage in outages} - ended
+    assert len(again) <= 1, "a machine that stands still may be late once"
+    others = [outage for outage in outages if outage["kind"] != "lifetime"]
+    assert (0 if figures is None else figures["outages"]) == len(others)
+    assert others or "last_outage_timestamp_seconds{" not in metrics

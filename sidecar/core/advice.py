@@ -30,7 +30,7 @@ from math import ceil, floor, inf
 
 from sidecar.core.attribution import KnownLimit, likely_culprits
 from sidecar.core.budget import Declared
-from sidecar.core.evidence import STALE_WRITER, Outage, Spell
+from sidecar.core.evidence import OF_AGE, STALE_WRITER, Outage, Spell
 from sidecar.core.facts import Death
 from sidecar.core.idle import KEEPALIVE_SHARE, IdleStatus  # what is advised is what was tried
 from sidecar.core.latency import (
@@ -136,6 +136,8 @@ def advise(
     `shortest_rest` is the first rest under test (seconds), for the time before proof; `kept_seconds` the longest rest
     that a connection with TCP keepalive survived.
     """
+    # A session that was too old was out alone: the database was there all the time.
+    outages = tuple(outage for outage in outages if outage.kind != OF_AGE)
     limit, lifetime = _idle_limit(idle, catalogue), _lifetime_limit(idle, catalogue)
     pooler = idle.transaction_pooler
     recycle, why = _pool_recycle(policy, shortest_rest, limit, idle, declared)

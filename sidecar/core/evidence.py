@@ -14,6 +14,9 @@ from sidecar.core.facts import Cause, Death, Identity
 STALE_WRITER = "stale_writer"
 """A connection lost to writing: it lives and answers, and its server takes no writes any more."""
 
+OF_AGE = "lifetime"
+"""The kind of an outage that was no more than one session's end at the age at which all end on that path."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
@@ -82,7 +85,8 @@ class Outage:
 
     id: str
     target: str
-    kind: str  # restart | failover | switchover | cull | partition | refusal | authentication | role_flip | unknown
+    # restart | failover | switchover | cull | partition | refusal | authentication | role_flip | lifetime | unknown
+    kind: str
     detail: str | None = None  # fast | immediate | crash | … where it can be told
     connect: Spell | None = None
     read: Spell | None = None

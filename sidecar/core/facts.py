@@ -123,8 +123,12 @@ class Died:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aged:
-    """How old a busy connection got that has ended. It answered at `lived_seconds` and was gone at `age_seconds`."""
+    """How old a busy connection got that has ended. It answered at `lived_seconds` and was gone at `age_seconds`.
 
+    `outage` is the id under which its end was recorded.
+    """
+
+    outage: str
     lived_seconds: float
     age_seconds: float
     ending: Ending

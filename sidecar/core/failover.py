@@ -22,6 +22,9 @@ becomes the session, and must prove that it can write. While writing stays out, 
 because a session may sit on a server that the name no longer leads to. While all is well the door is tried every
 `every` + `deadline`, which is how long a session's silence can go unnoticed, and at once when others report trouble.
 
+Where sessions are known to end at some age however busy they are, none waits for that: when it is half as old, the next
+fresh connection that reaches the same server is kept in its place. Its end would be no news, and look like an outage.
+
 Everything between the first bad sign and the last spell's end is one outage with one record.
 
 What an interval means
@@ -65,6 +68,7 @@ _JITTER = 0.2  # attempts come up to this share of their spacing early, so that 
 _RULER = 0.001  # the end of an outage need not be timed finer than this share of its length: attempts slow down
 _OUTPACED = 4  # an attempt that was answered so many times faster than another still waits proves that one lost
 _SLEPT = 0.25  # a timer later than this share of the deadline says that we slept
+_RENEWED = 0.5  # of the age that sessions reach: what is left is many looks at the door, and other paths may end sooner
 
 
 class State(StrEnum):
@@ -222,6 +226,13 @@ class Suspected:
     """Somebody else had trouble, connecting or otherwise: have a look."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeKnown:
+    """To what age sessions live on this path, however busy they are; None where no limit on it is known (any more)."""
+
+    proven_seconds: float | None
+
+
 Fact = (
     BeatAnswered
     | WriteAnswered
@@ -232,6 +243,7 @@ Fact = (
     | NotConnected
     | PooledLost
     | Suspected
+    | AgeKnown
 )
 
 
@@ -349,6 +361,7 @@ class FailoverMachine:
         self._identity: Identity | None = None
         self._opened = (now, now)  # between these two
         self._aged: Aged | None = None  # the session lost in the present trouble, while it was the only one
+        self._renew_after = inf  # seconds of age
         self._tells_role = False
         self._read_only = False  # as last told unasked
         self._check_wanted = False
@@ -414,6 +427,9 @@ class FailoverMachine:
                 return self._pooled_lost(fact, now)
             case Suspected():
                 return self._look(now)
+            case AgeKnown():
+                self._renew_after = inf if fact.proven_seconds is None else _RENEWED * fact.proven_seconds
+                return []
 
     def status(self, now: float) -> Status:
         trouble = self._trouble
@@ -511,10 +527,10 @@ class FailoverMachine:
 
     def _lost(self, ending: Ending, now: float) -> list[Command]:
         after, until = self._session_failed(ending, now)
-        aged = self._age_at_end(ending, now)
         self._move(Event.LOST, now)
-        self._aged = aged if self._trouble is None else None
+        alone = self._trouble is None
         trouble = self._trouble or self._open(now)
+        self._aged = self._age_at_end(ending, now, trouble.id) if alone else None
         door = trouble.connect
         if door is not None and door.ended is None and door.began[1] > after and not trouble.refusals:
             # They went together; but what an attempt met, it met after it was begun.
@@ -530,12 +546,13 @@ class FailoverMachine:
         self._hurry(now)
         return [Drop(), Tell(Disturbed(cause=_suspicion(ending), aged=self._aged)), Record(trouble.outage())]
 
-    def _age_at_end(self, ending: Ending, now: float) -> Aged | None:
+    def _age_at_end(self, ending: Ending, now: float, outage: str) -> Aged | None:
         """How old the session got; None where it was told to end, whatever its age."""
         if ending.sqlstate in STOPPING or self._identity is None:
             return None
         asked = self._question is not None and ending.noticed != "reading"
         return Aged(
+            outage=outage,
             lived_seconds=max(0.0, self._read_good - self._opened[1]),
             age_seconds=(self._asked if asked else now) - self._opened[0],
             ending=ending,
@@ -595,12 +612,21 @@ class FailoverMachine:
         if self._trouble is not None:
             self._outpaced(self._trouble, now - begun, now)
         self._door_good = begun
-        if hunting:
+        if hunting or self._renews(fact, now):
             return self._adopt(fact, now)
         # A standby behind the name that led to a writer: a pooler may have hidden the change from the session.
         self._check_wanted |= self._writes_expected and fact.identity.in_recovery is True
         check = self._check_wanted and self._question is None
         return [Discard(fact.attempt), *(self._ask("write", now) if check else [])]
+
+    def _renews(self, fact: Connected, now: float) -> bool:
+        """Whether the session is so old that this connection is better kept.
+
+        Only for one to the same server, or a move would go unnoticed; and not while the session is asked, which may be
+        silent for a reason.
+        """
+        same = self._identity is not None and fact.identity.key == self._identity.key
+        return same and self._question is None and now - self._opened[0] >= self._renew_after
 
     def _outpaced(self, trouble: Trouble, took: float, now: float) -> None:
         """An attempt took so long. Those that have waited for several times as long came to nothing."""
@@ -614,7 +640,7 @@ class FailoverMachine:
         self._attempts.clear()
         self._identity, self._tells_role, self._read_only = fact.identity, fact.tells_role, False
         self._opened = (self._door_good, now)
-        self._read_good = self._door_good
+        self._read_good = max(self._read_good, self._door_good)
         if (trouble := self._trouble) is not None:
             for span in (trouble.connect, trouble.read):
                 if span is not None:

@@ -279,6 +279,11 @@ class IdleMachine:
         """Whether all that was seen is a busy connection's death at an age at which they die anyway."""
         return fact.aged is not None and self._known.lifetimes.expects(_life_of_session(fact.aged))
 
+    def explains(self, outage: str) -> bool:
+        """Whether the outage of this id was no more than a session's end at the age at which all end."""
+        lifetimes = self._known.lifetimes
+        return lifetimes.known and any(life.id == outage for life in lifetimes.witnesses)
+
     def _lifetime_limit(self) -> LifetimeLimit | None:
         lifetimes = self._known.lifetimes
         if not lifetimes.known:
@@ -433,6 +438,7 @@ class IdleMachine:
             return []
         observation = self._observation(
             now,
+            id=fact.outage,
             arm=Arm.LIFETIME,
             outcome="died",
             idle_seconds=rest,

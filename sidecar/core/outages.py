@@ -17,6 +17,9 @@ What the last words of a session and the failed attempts tell is circumstantial;
 
 A session that lives and can no longer write is a role flip, whatever becomes of it later: pre-ping cannot see those.
 While nobody has answered yet, the kind is a guess, and `unknown` where there is nothing to guess from.
+
+A path with a limit on age ends a session like a cull or a partition of its own. When such an end has turned out to be
+one of several at one age (see `lifetime`), its kind becomes `lifetime`: nothing was out but a connection too old.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from sidecar.core.evidence import Interval, Outage, Spell
+from sidecar.core.evidence import OF_AGE, Interval, Outage, Spell
 from sidecar.core.facts import Death, Ending, Identity
 
 ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = STOPPING = ("57P01", "57P02", "57P03")
@@ -61,6 +64,20 @@ def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
         read=ended(outage.read),
         write=ended(outage.write) if writable else outage.write,
     )
+
+
+def of_age(outage: Outage) -> Outage:
+    """The record of an outage that began when a session reached the age at which all end.
+
+    That is its kind, once it is over, if that was all: a fresh connection worked at once, and could write if the
+    session could.
+    """
+    read, write = outage.read, outage.write
+    if outage.connect is not None or read is None or read.ended is None:
+        return outage
+    if write is not None and (write.ended is None or write.ended.after >= read.ended.until):
+        return outage  # what worked again could not write at first
+    return replace(outage, kind=OF_AGE)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from sidecar.core.evidence import Outage
 from sidecar.core.facts import Aged, Disturbed, Identity
 from sidecar.core.failover import (
     Adopt,
+    AgeKnown,
     Attempt,
     Beat,
     BeatAnswered,
@@ -126,6 +127,10 @@ class Watch:
     def suspect(self) -> None:
         """To be told of any other trouble with this target, a refused connection above all."""
         self._observe(Suspected())
+
+    def age_known(self, proven_seconds: float | None) -> None:
+        """To be told to what age connections live on this path (see `AgeKnown`)."""
+        self._observe(AgeKnown(proven_seconds=proven_seconds))
 
     async def run(self) -> None:
         """Watch until cancelled; then drop all connections without waiting for anyone."""

@@ -203,9 +203,11 @@ class Section {
     if (!outages.length) return [element("p", { class: "quiet" }, "None seen so far.")];
     const width = Math.floor(this.parts.outages.clientWidth);
     const shown = outages.slice(0, SHOWN_OUTAGES);
+    const aged = outages.filter((outage) => outage.kind === "lifetime").length; // the database was there: no outage of it
+    const counted = outages.length - aged;
     const figures = [failover?.outage_seconds && `half of them within ${span(failover.outage_seconds.p50)}, the longest ${span(failover.outage_seconds.max)}`, failover?.write_outage_seconds && `no writes for ${span(failover.write_outage_seconds.max)} at most`].filter(Boolean);
     return [
-      element("p", { class: "figures" }, element("strong", {}, `${outages.length} ${outages.length === 1 ? "outage" : "outages"}`), figures.length ? `: ${figures.join("; ")}` : ""),
+      element("p", { class: "figures" }, element("strong", {}, `${counted} ${counted === 1 ? "outage" : "outages"}`), figures.length ? `: ${figures.join("; ")}` : "", aged ? `. Beside them, connections that ended at the limit on age: ${aged}` : ""),
       timeline(outages.slice(0, 200), width, now),
       element("ol", { class: "outages", reversed: true, start: outages.length }, shown.map((outage) => outageItem(outage, now))),
       outages.length > shown.length && element("p", {}, element("a", { href: `outages?target=${encodeURIComponent(this.name)}` }, `all ${outages.length}`)),
