@@ -1,4 +1,4 @@
-"""What the advice is worth: real pools that rest longer than connections live. `make bench-advice`; about four minutes.
+"""What the advice is worth: real pools that rest longer than connections live. `make bench-advice`; about two minutes.
 
 Each row is something that ends or spoils resting connections, each column a way to set up the pool, each cell twenty
 and more rounds: a new engine checks out, uses its connection, rests beyond the limit, and checks out again. The client

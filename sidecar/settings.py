@@ -326,7 +326,7 @@ class PoolSettings(Section):
     pre_ping: bool = True
     """Whether checkouts ping. On, as the cautious advice is; the price of a ping is measured either way."""
 
-    recycle: Annotated[float | Literal["auto"], Duration("1s", "365d", also=("auto",))] = "auto"
+    recycle: Annotated[float | Literal["auto"], Duration("1ms", "365d", also=("auto",))] = "auto"
     """Age in seconds at which a connection is replaced at checkout. `auto` follows the sidecar's own advice, so that
     the advice is lived by before anyone else is told to."""
 
@@ -392,7 +392,7 @@ class HeartbeatSettings(Section):
 class ApplicationSettings(Section):
     """What the application's pool runs with today; the verdict says what that leads to. A key left out is unknown."""
 
-    pool_recycle: Annotated[float, Duration("1s", "365d", also=(-1,))] | None = None
+    pool_recycle: Annotated[float, Duration("1ms", "365d", also=(-1,))] | None = None
     """Its `pool_recycle`, in seconds; -1 means never, as in SQLAlchemy. Unknown unless told."""
 
     pool_pre_ping: bool | None = None

@@ -7,13 +7,14 @@ import asyncio
 import contextlib
 import re
 from dataclasses import replace
+from math import inf
 
 import asyncpg
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.advice import LONGEST_KEEPALIVE_IDLE, UNPROVEN_KEEPALIVE_IDLE, Policy, advise, after_trials
+from sidecar.core.advice import LEAST_AGE, LONGEST_KEEPALIVE_IDLE, UNPROVEN_KEEPALIVE_IDLE, Policy, advise, after_trials
 from sidecar.core.budget import Declared
 from sidecar.core.facts import Death
 from sidecar.core.idle import IdleStatus, Stage
@@ -75,7 +76,7 @@ def advised(idle: IdleStatus | None = None, **known: object) -> Recommendation:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> dict[str, object]:
-    proven = draw(st.none() | st.floats(0.01, 1e5))
+    proven = draw(st.none() | st.floats(0.01, 2.5) | st.floats(0.01, 1e5))
     dead_by = draw(st.none() | st.floats(1.001, 2.0).map(lambda factor: (proven or 5.0) * factor))
     return {
         "idle": status(
@@ -97,20 +98,24 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(deadline=None)
 @given(worlds())
 def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> None:
-    """One second is the least that SQLAlchemy can be told; above it every age rests on a proof."""
+    """However soon connections die: advised is a share of what lived, and never 0, which would mean no limit."""
     advice = advise(target="default", **world)  # type: ignore[arg-type]
     idle, policy, kept = world["idle"], world["policy"], world["kept_seconds"]
     assert isinstance(idle, IdleStatus)
     assert isinstance(policy, Policy)
     proven = idle.proven_seconds
     recycle = advice.settings.pool_recycle
-    assert 1 <= recycle <= max(1, policy.max_pool_recycle)
-    basis = proven if proven is not None else world["shortest_rest"]
-    assert isinstance(basis, float)
-    assert recycle <= max(1, policy.safety * basis)
+    assert 0 < recycle <= policy.max_pool_recycle
+    assert isinstance(recycle, int) == (recycle >= 1)
+    assert proven is None or recycle < proven or recycle == proven * policy.safety
+    basis = proven if proven is not None else min(world["shortest_rest"], idle.dead_by_seconds or inf)
+    assert recycle <= max(LEAST_AGE, policy.safety * basis)
+    warned = "too_short_to_pool" in {warning.code for warning in advice.warnings}
+    assert warned == (
+        recycle < 1 and idle.dead_by_seconds is not None and not advice.settings.pool_recycle_with_keepalive
+    )
     age = advice.settings.pool_recycle_with_keepalive
     if age is not None:
         assert isinstance(kept, float)
@@ -124,32 +129,63 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
     elif proven is None:
         assert keepalive.idle == UNPROVEN_KEEPALIVE_IDLE
     after = advice.settings.selective_pre_ping_after
-    assert after is None or proven is None or after <= max(1, proven)
+    assert after is None or after <= recycle
 
 
 AGES = {
-    "python": r"pool_recycle=(\d+)",
-    "env": r"^POOL_RECYCLE=(\d+)",
-    "psycopg": r"max_lifetime=([\d.]+)",
-    "asyncpg": r"max_inactive_connection_lifetime=(\d+)",
-    "django": r"CONN_MAX_AGE=(\d+)",
-    "rails": r"max_age: ([\d.]+)",
-    "pgbouncer": r"server_lifetime = (\d+)",
-    "npgsql": r"Connection Lifetime=(\d+)",
-    "node-postgres": r"maxLifetimeSeconds: (\d+)",
-    "sqlalchemy": r"'pool_recycle': (\d+)",
+    "python": "pool_recycle=",
+    "env": "^POOL_RECYCLE=",
+    "psycopg": "max_lifetime=",
+    "asyncpg": "max_inactive_connection_lifetime=",
+    "django": "CONN_MAX_AGE=",
+    "rails": "idle_timeout: ",
+    "pgbouncer": "server_lifetime = ",
+    "node-postgres": "maxLifetimeSeconds: ",
+    "sqlalchemy": "'pool_recycle': ",
 }
+WHOLE_AGES = {"npgsql": "Connection Lifetime=", "rails": "max_age: "}
+"""Settings of which the whole seconds are taken; they are left out where one would be too long."""
 
 
-@settings(deadline=None)
 @given(worlds())
 def test_no_format_says_more_than_the_advice(world: dict[str, object]) -> None:
     advice = advise(target="default", **world)  # type: ignore[arg-type]
     longest = advice.settings.pool_recycle_with_keepalive or advice.settings.pool_recycle
-    for name, pattern in AGES.items():
-        found = re.search(pattern, str(FORMATS[name].render(advice)), re.MULTILINE)
-        assert found is not None, name
-        assert float(found[1]) <= longest, name
+    for name, setting in AGES.items():
+        (said,) = ages_said(name, setting, advice)
+        assert 0 < said <= longest, name
+    for name, setting in WHOLE_AGES.items():
+        assert all(1 <= said <= longest for said in ages_said(name, setting, advice)), name
+    text = str(FORMATS["npgsql"].render(advice))
+    assert ("Connection Lifetime=" in text) == (longest >= 1) != ("Pooling=false" in text)
+
+
+def ages_said(name: str, setting: str, advice: Recommendation) -> list[float]:
+    return [
+        float(said) for said in re.findall(rf"{setting}([^,;}}\s]+)", str(FORMATS[name].render(advice)), re.MULTILINE)
+    ]
+
+
+def test_a_path_that_forgets_within_a_second_is_said_to_be_none_to_pool_on() -> None:
+    advice = advised(status(0.7, 0.71))
+    assert advice.settings.pool_recycle == 0.35
+    (warning,) = [each for each in advice.warnings if each.code == "too_short_to_pool"]
+    assert "dead by 0.71 s" in warning.text
+    assert "pool_recycle = 0.35 s" in warning.text
+    assert "TCP keepalive" in warning.text
+    assert FORMATS["sqlalchemy"].render(advice) == {"pool_recycle": 0.35, "pool_pre_ping": True}
+    assert "POOL_RECYCLE=0.35\n" in str(FORMATS["env"].render(advice))
+    assert "SetConnMaxLifetime(350 * time.Millisecond)" in str(FORMATS["database-sql"].render(advice))
+    slower = advised(status(1.9, 2.0))
+    (warning,) = [each for each in slower.warnings if each.code == "too_short_to_pool"]
+    assert "TCP keepalive" not in warning.text  # one after a second comes in time
+    assert not [each for each in advised(status(0.7, None)).warnings if each.code == "too_short_to_pool"]
+
+
+def test_a_first_death_lowers_what_nothing_is_proven_for() -> None:
+    assert advised(status(None, None)).settings.pool_recycle == 2
+    assert advised(status(None, 3.0)).settings.pool_recycle == 1
+    assert advised(status(None, 0.7)).settings.pool_recycle == 0.35
 
 
 # --- what a ping costs decides ----------------------------------------------------------------------------------------

@@ -457,7 +457,8 @@ async def test_a_trial_that_fails_withdraws_the_advice_and_one_that_succeeds_res
                 )
             path.cuts = False
         assert withdrawn["status"] == "provisional"
-        assert withdrawn["settings"]["pool_recycle"] == 1  # the cautious one: what is below the shortest rest tested
+        cautious = 0.9 * 0.3  # the policy's share of the shortest rest tested
+        assert withdrawn["settings"]["pool_recycle"] == pytest.approx(cautious)
         assert withdrawn["settings"]["pool_pre_ping"] is True
         why = withdrawn["warnings"][0]
         assert why["code"] == "trial_failed"
@@ -466,7 +467,7 @@ async def test_a_trial_that_fails_withdraws_the_advice_and_one_that_succeeds_res
         (tried,) = [trial for trial in withdrawn["trials"] if trial["name"] == "recommended"]
         assert (tried["outcome"], tried["pool_recycle"]) == ("error", recycle)
         arguments = await sidecar.json("/recommendation?format=sqlalchemy")
-        assert arguments == {"pool_recycle": 1, "pool_pre_ping": True}
+        assert arguments == {"pool_recycle": pytest.approx(cautious), "pool_pre_ping": True}
 
         await sidecar.ask("/trial?target=default", method="POST", base=await sidecar.admin())
         restored = await advice_after_trial("ok")

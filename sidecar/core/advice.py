@@ -10,7 +10,8 @@ where one is found at which busy connections die, whichever is shorter. One deat
 
 Before anything is proven, the answer is the same share of the shortest rest under test, less where the server declares
 a shorter limit. It costs reconnects and protects: that is what cautious means here. From the first survival on the
-advice grows with the proof.
+advice grows with the proof. It is never rounded up: below one second it is a fraction of one, and a warning says that
+such a path is hardly one to pool on.
 
 Pre-ping finds every death that shows itself when asked. A silent one does not: the ping hangs until the kernel gives
 up, a quarter of an hour by default. There the socket options are the cure: TCP keepalive below the limit keeps a
@@ -65,6 +66,7 @@ UNPROVEN_KEEPALIVE_IDLE = 30  # half the shortest layer-4 default known
 LONGEST_UNPINGED_REST = 30.0  # seconds; a connection used so recently is worth the risk of one retry
 UNPINGED_SHARE = 0.1  # of the proven rest
 DECLARED_TOLERANCE = 0.05
+LEAST_AGE = 0.001  # seconds
 NO_STATEMENT_CACHES: Mapping[str, object] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 """Connect arguments for SQLAlchemy on asyncpg: asyncpg's cache, whose statements have names that only one backend
 knows, and the dialect's own."""
@@ -93,6 +95,7 @@ EVIDENCE: Mapping[str, str] = {
     "limit_suspect": _DIED,
     "several_populations": _DIED,
     "not_the_server": _DIED,
+    "too_short_to_pool": _DIED,
     "masked_by_server_keepalive": _SURVIVED,
     "kept_by_keepalive": "/evidence?arm=keepalive",
     "transaction_pooler": "/evidence",
@@ -142,7 +145,7 @@ def advise(
     pooler = idle.transaction_pooler
     recycle, why = _pool_recycle(policy, shortest_rest, limit, idle, declared)
     kept, about_kept = _recycle_with_keepalive(policy, limit, kept_seconds, recycle, lifetime)
-    ping_after, about_ping = _selective_pre_ping(policy, idle, limit, ping, outages, application, pooler)
+    ping_after, about_ping = _selective_pre_ping(policy, idle, limit, ping, outages, application, pooler, recycle)
     reasons = (
         why,
         *about_kept,
@@ -153,6 +156,7 @@ def advise(
     )
     warnings = (
         *_warnings(idle, declared),
+        *(() if kept is not None else _about_short_lives(recycle, limit, lifetime)),
         *_about_pooler(pooler),
         *_about_stale_writers(outages),
         *(() if activity is None else about_activity(activity, limit)),
@@ -205,7 +209,7 @@ def after_trials(
     advice = replace(advice, verification=verified, trials=table(trials), application=verdict)
     if last is None or last.outcome == "ok":
         return advice
-    cautious = max(1, int(min(policy.safety * shortest_rest, advice.settings.pool_recycle)))
+    cautious = _age(min(policy.safety * shortest_rest, advice.settings.pool_recycle))
     withdrawn = Remark(
         code="trial_failed",
         text=f"The advice (pool_recycle = {setup.pool_recycle} s) is withdrawn: a pool with exactly these settings"
@@ -275,6 +279,11 @@ def _above(seconds: float) -> float:
     return ceil(seconds * 1000) / 1000
 
 
+def _told(seconds: float) -> str:
+    """For people; what is short would be lost in the rounding that suits the long."""
+    return f"{seconds:.1f}" if seconds >= 10 else f"{seconds:.3g}"
+
+
 def _lifetime_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> LifetimeLimit | None:
     found = idle.lifetime
     if found is None or found.dead_by_seconds is None or found.death is None:
@@ -298,18 +307,26 @@ def _lifetime_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> Lifeti
 
 def _pool_recycle(
     policy: Policy, shortest_rest: float, limit: IdleLimit | None, idle: IdleStatus, declared: Declared | None
-) -> tuple[int, Remark]:
+) -> tuple[float, Remark]:
     by_age = _share_of_age(policy, idle)
     by_rest, why = _share_of_rest(policy, shortest_rest, limit, declared)
     return (by_rest, why) if by_age is None or by_rest <= by_age[0] else by_age
 
 
-def _share(policy: Policy, seconds: float) -> int:
+def _share(policy: Policy, seconds: float) -> float:
     """What is advised where connections live so long."""
-    return max(1, int(min(policy.safety * seconds, policy.max_pool_recycle)))
+    return _age(min(policy.safety * seconds, policy.max_pool_recycle))
 
 
-def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[int, Remark] | None:
+def _age(seconds: float) -> float:
+    """As an age is advised: rounded down to whole seconds, below one second to milliseconds.
+
+    Never 0, which most pools take for no limit; no clock in a pool is finer than a millisecond.
+    """
+    return int(seconds) if seconds >= 1 else max(LEAST_AGE, _below(seconds))
+
+
+def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[float, Remark] | None:
     """What the age allows at which busy connections die; None while none was seen to die of age."""
     if idle.lifetime is not None:
         age = idle.lifetime.proven_seconds
@@ -331,7 +348,7 @@ def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[int, Remark] | None
 
 def _share_of_rest(
     policy: Policy, shortest_rest: float, limit: IdleLimit | None, declared: Declared | None
-) -> tuple[int, Remark]:
+) -> tuple[float, Remark]:
     if limit is not None and limit.proven_seconds > 0:
         share = policy.safety * limit.proven_seconds
         recycle = _share(policy, limit.proven_seconds)
@@ -344,8 +361,10 @@ def _share_of_rest(
         return recycle, Remark(
             code="share_of_proven",
             text=f"pool_recycle is {policy.safety:g} of the longest rest proven to survive,"
-            f" {limit.proven_seconds:.1f} s.",
+            f" {_told(limit.proven_seconds)} s.",
         )
+    if limit is not None and limit.dead_by_seconds is not None:
+        shortest_rest = min(shortest_rest, limit.dead_by_seconds)  # by now shorter ones are under test
     told = declared.idle_session_timeout if declared is not None else None
     if told and told < shortest_rest:
         return _share(policy, told), Remark(
@@ -364,7 +383,7 @@ def _recycle_with_keepalive(
     policy: Policy,
     limit: IdleLimit | None,
     kept_seconds: float | None,
-    recycle: int,
+    recycle: float,
     lifetime: LifetimeLimit | None,
 ) -> tuple[int | None, tuple[Remark, ...]]:
     """The age (seconds) for connections with the keepalive advised; None while that is not proven to be longer."""
@@ -382,6 +401,22 @@ def _recycle_with_keepalive(
             text=f"TCP keepalive holds this path: a connection with it rested {kept_seconds:.0f} s and lived, where"
             f" others are dead by {limit.dead_by_seconds:.1f} s. With the socket options advised, pool_recycle can be"
             f" {age} s, and no rest up to that costs a reconnect.",
+        ),
+    )
+
+
+def _about_short_lives(recycle: float, limit: IdleLimit | None, lifetime: LifetimeLimit | None) -> tuple[Remark, ...]:
+    seen = [each.dead_by_seconds for each in (limit, lifetime) if each is not None and each.dead_by_seconds is not None]
+    if recycle >= 1 or not seen:
+        return ()
+    coarse = " No setting in whole seconds can be short enough, and TCP keepalive, after a second at best, is too late."
+    return (
+        Remark(
+            code="too_short_to_pool",
+            text=f"Connections here are dead by {_told(min(seen))} s, too soon for most pools: with pool_recycle ="
+            f" {recycle:g} s every connection is replaced when it is wanted after that."
+            f"{coarse if min(seen) <= 1 else ''} Find what ends connections so soon and have it wait longer, or do"
+            " without a pool (SQLAlchemy: NullPool).",
         ),
     )
 
@@ -573,23 +608,24 @@ def _about_the_limit(idle: IdleStatus) -> Remark:
     proven, dead_by = idle.proven_seconds, idle.dead_by_seconds
     if idle.exhausted:
         return Remark(
-            code="no_limit_seen", text=f"Connections survived {proven or 0:.0f} s of rest: no idle limit seen."
+            code="no_limit_seen", text=f"Connections survived {_told(proven or 0)} s of rest: no idle limit seen."
         )
     if dead_by is None and idle.lifetime is not None:
         return Remark(
             code="no_limit_seen",
-            text=f"Connections survived {proven or 0:.0f} s of rest: no idle limit shows before age ends them.",
+            text=f"Connections survived {_told(proven or 0)} s of rest: no idle limit shows before age ends them.",
         )
     if dead_by is None:
         if proven is None:
             return Remark(code="measuring", text="The first connections are still resting; nothing is known yet.")
         return Remark(
-            code="measuring", text=f"Connections survived {proven:.0f} s of rest so far; none has died of it."
+            code="measuring", text=f"Connections survived {_told(proven)} s of rest so far; none has died of it."
         )
     if idle.status is Status.MEASURING or idle.estimate_seconds is None:
         return Remark(
             code="limit_bracketed",
-            text=f"The idle limit lies between {proven or 0:.1f} s and {dead_by:.1f} s; it is being narrowed down.",
+            text=f"The idle limit lies between {_told(proven or 0)} s and {_told(dead_by)} s; it is being narrowed"
+            " down.",
         )
     told = {
         Status.PROVISIONAL: "one chain of observations; a second witness is awaited",
@@ -599,8 +635,8 @@ def _about_the_limit(idle: IdleStatus) -> Remark:
     }[idle.status]
     return Remark(
         code="idle_limit_measured",
-        text=f"The idle limit of this path is {idle.estimate_seconds:.1f} s (survived {proven or 0:.1f} s, dead by"
-        f" {dead_by:.1f} s): {told}.",
+        text=f"The idle limit of this path is {_told(idle.estimate_seconds)} s (survived {_told(proven or 0)} s, dead"
+        f" by {_told(dead_by)} s): {told}.",
     )
 
 
@@ -612,6 +648,7 @@ def _selective_pre_ping(
     outages: Sequence[Outage],
     application: ApplicationSettings | None,
     pooler: bool,
+    recycle: float,
 ) -> tuple[float | None, Remark]:
     """The rest after which pinging is worth its price (seconds); None = ping at every checkout."""
     kept = _why_pre_ping_is_kept(idle, outages)
@@ -623,11 +660,11 @@ def _selective_pre_ping(
             evidence="/outages" if outages else None,
         )
     in_transaction, autocommit = _round_trips(pooler)
-    after = max(1.0, min(LONGEST_UNPINGED_REST, UNPINGED_SHARE * limit.proven_seconds))
+    after = min(recycle, max(1.0, min(LONGEST_UNPINGED_REST, UNPINGED_SHARE * limit.proven_seconds)))
     return after, Remark(
         code="pre_ping_selective",
         text=f"{dear} pool_recycle below the proven limit is the first defence; ping only connections that rested"
-        f" longer than {after:.0f} s. Under AUTOCOMMIT a ping takes {autocommit} instead of {in_transaction} round"
+        f" longer than {_told(after)} s. Under AUTOCOMMIT a ping takes {autocommit} instead of {in_transaction} round"
         " trips, which may make it cheap enough.",
     )
 

@@ -24,7 +24,7 @@ class Status(StrEnum):
 class PoolSettings:
     """`pool_recycle` protects by itself; the longer age only together with the keepalive advised beside it."""
 
-    pool_recycle: int  # seconds since connect, as SQLAlchemy counts it
+    pool_recycle: float  # seconds since connect, as SQLAlchemy counts it; whole from 1 on, never 0
     pool_pre_ping: bool
     selective_pre_ping_after: float | None = None  # seconds of rest; None = ping always (or never)
     pool_recycle_with_keepalive: int | None = None  # seconds; None where keepalive is not proven to hold the path
@@ -125,7 +125,7 @@ class Trial:
     """What a pool with these settings lived through on this path: checked out, left to rest, checked out again."""
 
     name: str  # recommended | defaults | pre_ping_only | recycle_only | keepalive_only | application
-    pool_recycle: int  # seconds; -1 = never
+    pool_recycle: float  # seconds; -1 = never
     pool_pre_ping: bool
     keepalive: bool  # with the socket options of the advice
     outcome: str  # ok | error | hang

@@ -33,7 +33,7 @@ class Setup:
     """The settings of one pool under trial. `pool_recycle` is seconds, -1 for never."""
 
     name: str
-    pool_recycle: int
+    pool_recycle: float
     pool_pre_ping: bool
     selective_pre_ping_after: float | None = None
     keepalive: Keepalive | None = None
@@ -103,12 +103,17 @@ def counterfactuals(advice: Recommendation, application: ApplicationSettings | N
         setups.append(
             Setup(
                 name=APPLICATION,
-                pool_recycle=int(application.pool_recycle),
+                pool_recycle=_plain(application.pool_recycle),
                 pool_pre_ping=application.pool_pre_ping,
                 statement_caches=caches,
             )
         )
     return tuple(setups)
+
+
+def _plain(seconds: float) -> float:
+    """The same number, whole where it is."""
+    return int(seconds) if seconds.is_integer() else seconds
 
 
 def rest_for(advice: Recommendation) -> float | None:

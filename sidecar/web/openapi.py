@@ -161,7 +161,7 @@ _ENGINE_ARGUMENTS: Json = {
     "description": "Keyword arguments for SQLAlchemy's create_async_engine (format=sqlalchemy).",
     "type": "object",
     "properties": {
-        "pool_recycle": {"type": "integer"},
+        "pool_recycle": {"type": "number"},
         "pool_pre_ping": {"type": "boolean"},
         "connect_args": {"type": "object"},
     },

@@ -16,9 +16,12 @@ from sidecar.demo.server import PostgresServer
 from .client import MakePath, borrow, engine_for
 
 
-async def test_it_counts_age_not_idleness(postgres: PostgresServer) -> None:
-    """A connection that never rests longer than a fraction of it is replaced all the same, once it is that old."""
-    async with engine_for(postgres, pool_recycle=1) as engine:
+@pytest.mark.parametrize("recycle", [1, 0.6])
+async def test_it_counts_age_not_idleness(postgres: PostgresServer, recycle: float) -> None:
+    """A connection that never rests longer than a fraction of it is replaced all the same, once it is that old; and a
+    fraction of a second is not taken for 0, which would replace at every checkout.
+    """
+    async with engine_for(postgres, pool_recycle=recycle) as engine:
         opened = time.time()
         first = await borrow(engine)
         busy = []
@@ -27,7 +30,7 @@ async def test_it_counts_age_not_idleness(postgres: PostgresServer) -> None:
             await asyncio.sleep(0.1)
         replaced_after = time.time() - opened
     assert len(busy) > 2
-    assert 1 <= replaced_after < 5
+    assert recycle <= replaced_after < 5
 
 
 async def test_it_closes_nothing_by_itself(postgres: PostgresServer) -> None:

@@ -11,6 +11,7 @@ from sidecar.core.render.common import (
     forgets_statements,
     oldest,
     ping_every,
+    plain,
     preamble,
     swept,
     user_timeout_seconds,
@@ -135,7 +136,7 @@ def pgx(advice: Recommendation) -> str:
         ping += _PGX_PING_TIMEOUT.substitute(timeout=_duration(timeout))
     forgets = forgets_statements(advice)
     function = _PGX.substitute(
-        recycle=oldest(advice),
+        recycle=plain(oldest(advice)),
         lifetime=_duration(age - jitter),
         jitter=_duration(jitter),
         period=_duration(period),
@@ -183,8 +184,13 @@ def _go(advice: Recommendation, function: str, packages: set[str], note: str) ->
 
 
 def _duration(seconds: float) -> str:
-    """A time.Duration."""
-    return f"{seconds:.0f} * time.Second" if seconds == int(seconds) else f"{seconds * 1000:.0f} * time.Millisecond"
+    """A time.Duration; from a tenth of a second on, rounded down to milliseconds."""
+    if seconds == int(seconds):
+        return f"{seconds:.0f} * time.Second"
+    microseconds = round(seconds * 1_000_000)
+    if microseconds >= 100_000 or microseconds % 1000 == 0:
+        return f"{microseconds // 1000} * time.Millisecond"
+    return f"{microseconds} * time.Microsecond"
 
 
 def _go_statements(config: str) -> str:
@@ -203,24 +209,31 @@ def node_postgres(advice: Recommendation) -> str:
             " that takes as long.",
             *([f"{_STATEMENTS} Give no query a `name`."] if forgets_statements(advice) else []),
         ),
-        recycle=oldest(advice),
+        recycle=plain(oldest(advice)),
         keepalive=_NODE_KEEPALIVE.substitute(milliseconds=keepalive.idle * 1000) if keepalive else "",
     )
 
 
 def npgsql(advice: Recommendation) -> str:
     """A C# constant to append to a connection string; seconds. Source: Npgsql, PoolingDataSource, NpgsqlConnector."""
-    keepalive = advice.socket.keepalive
+    keepalive, age = advice.socket.keepalive, oldest(advice)
     parts: list[tuple[str, dict[str, object]]] = [
         (
             "Since connect, looked at when a connection leaves the pool.",
-            {"Connection Lifetime": oldest(advice)},
+            {"Connection Lifetime": plain(age)},
         ),
         (
             "Pings connections at rest, in the pool too, which restarts every idle timer on the path.",
             {"Keepalive": ping_every(advice)},
         ),
     ]
+    if age < 1:
+        parts = [
+            (
+                f"Advised are {plain(age)} s since connect; Npgsql takes whole seconds. Without its pool none rests.",
+                {"Pooling": "false"},
+            )
+        ]
     if keepalive is not None:
         parts.append(
             (

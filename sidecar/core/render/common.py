@@ -61,7 +61,12 @@ def wrapped(paragraph: str, taken: int = 0) -> list[str]:
     return textwrap.wrap(printable, WIDTH - taken, break_long_words=False, break_on_hyphens=False)
 
 
-def oldest(advice: Recommendation) -> int:
+def plain(number: float) -> str:
+    """Without an exponent, which not every reader of a setting understands, and without zeros that say nothing."""
+    return f"{number:.6f}".rstrip("0").rstrip(".")
+
+
+def oldest(advice: Recommendation) -> float:
     """The age in seconds for a dialect that sets the keepalive advised."""
     kept = advice.settings.pool_recycle_with_keepalive
     return advice.settings.pool_recycle if kept is None or advice.socket.keepalive is None else kept
@@ -72,16 +77,16 @@ def check_after(advice: Recommendation) -> float | None:
     return 0.0 if advice.settings.pool_pre_ping else advice.settings.selective_pre_ping_after
 
 
-def swept(seconds: int) -> tuple[float, float]:
+def swept(seconds: float) -> tuple[float, float]:
     """(limit, period) for a pool that looks at its connections only once a period: together `seconds`."""
-    period = min(60, seconds // 4) or seconds / 4
+    period = min(60, int(seconds) // 4) or seconds / 4
     return seconds - period, period
 
 
 def ping_every(advice: Recommendation) -> int:
-    """How often (seconds) a pool that pings its resting connections is to do so."""
-    keepalive = advice.socket.keepalive
-    return min(keepalive.idle, advice.settings.pool_recycle) if keepalive else max(1, advice.settings.pool_recycle // 2)
+    """How often (seconds) a pool that pings its resting connections is to do so; it takes whole seconds."""
+    keepalive, recycle = advice.socket.keepalive, advice.settings.pool_recycle
+    return max(1, int(min(keepalive.idle, recycle) if keepalive else recycle // 2))
 
 
 def user_timeout_seconds(advice: Recommendation) -> float | None:

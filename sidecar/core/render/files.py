@@ -14,6 +14,7 @@ from sidecar.core.render.common import (
     libpq,
     oldest,
     ping_every,
+    plain,
     preamble,
     swept,
 )
@@ -21,13 +22,14 @@ from sidecar.core.render.common import (
 HIKARI_SHORTEST_SECONDS = 30  # of maxLifetime and keepaliveTime; for less it takes 30 minutes, and none
 HIKARI_SHORTEST_VALIDATION_MS = 250
 HIKARI_VALIDATION_MS = 5000  # its default
+HIKARI_UNTESTED_SECONDS = 0.5
 
 
 def env(advice: Recommendation) -> str:
     """`KEY=value` lines for a shell or an environment file. What is not advised is left out.
 
     POOL_RECYCLE, POOL_RECYCLE_WITH_KEEPALIVE (for those who set the socket options too) and
-    POOL_SELECTIVE_PRE_PING_AFTER are seconds, POOL_PRE_PING is true or false. TCP_KEEPIDLE,
+    POOL_SELECTIVE_PRE_PING_AFTER are seconds, below one with a fraction; POOL_PRE_PING is true or false. TCP_KEEPIDLE,
     TCP_KEEPINTVL (seconds), TCP_KEEPCNT and TCP_USER_TIMEOUT (milliseconds) are named after the socket options they
     set: libpq has connection parameters for these, but reads none of them from the environment. CONNECT_ARGS is JSON,
     quoted for the shell.
@@ -50,14 +52,14 @@ def env(advice: Recommendation) -> str:
 def hikaricp(advice: Recommendation) -> str:
     """A properties file for HikariCP on PgJDBC; times in milliseconds. Source: HikariCP, README and HikariConfig."""
     recycle = advice.settings.pool_recycle
-    lifetime = max(recycle, HIKARI_SHORTEST_SECONDS)
+    lifetime = max(int(recycle), HIKARI_SHORTEST_SECONDS)
     ping = max(ping_every(advice), HIKARI_SHORTEST_SECONDS)
-    after = check_after(advice)
+    window = check_after(advice) or (0.0 if recycle < HIKARI_UNTESTED_SECONDS else None)
     age = "Since connect. HikariCP retires idle connections by a timer, each a little early."
     if lifetime > recycle:
         age = (
-            f"Since connect. Advised are {recycle} s, but HikariCP takes 30 s at least and 30 minutes for anything"
-            " less. A connection may die before it is that old; the test before use then replaces it."
+            f"Since connect. Advised are {plain(recycle)} s, but HikariCP takes 30 s at least and 30 minutes for"
+            " anything less. A connection may die before it is that old; the test before use then replaces it."
         )
     properties: list[tuple[str, str, int | str]] = [
         (age, "maxLifetime", lifetime * 1000),
@@ -71,7 +73,11 @@ def hikaricp(advice: Recommendation) -> str:
         (
             "HikariCP tests what rested over 0.5 s before handing it out, at one round trip, whatever is set here; a"
             " silently dropped connection costs this long."
-            + (f" -Dcom.zaxxer.hikari.aliveBypassWindowMs={after * 1000:.0f} makes it {after:g} s." if after else ""),
+            + (
+                ""
+                if window is None
+                else f" -Dcom.zaxxer.hikari.aliveBypassWindowMs={window * 1000:.0f} makes it {window:g} s."
+            ),
             "validationTimeout",
             max(advice.socket.user_timeout_ms or HIKARI_VALIDATION_MS, HIKARI_SHORTEST_VALIDATION_MS),
         ),
@@ -103,13 +109,20 @@ def rails(advice: Recommendation) -> str:
     Source: Rails, ActiveRecord::ConnectionAdapters::ConnectionPool.
     """
     age, period = swept(oldest(advice))
+    limits = {"max_age": age, "idle_timeout": age, "reaping_frequency": period}
+    about = (
+        "Since connect, and since the last use. The reaper looks once every reaping_frequency seconds, so that both end"
+        f" within the {plain(oldest(advice))} s advised. max_age needs Rails 8.1; idle_timeout spares min_connections."
+    )
+    if age < 1:
+        del limits["max_age"]  # of which Rails takes the whole seconds, and none for no limit
+        about = (
+            "Since the last use. The reaper looks once every reaping_frequency seconds, so that rests end within the"
+            f" {plain(oldest(advice))} s advised, but spares min_connections. Not here: max_age, which counts whole"
+            " seconds."
+        )
     pool: list[tuple[str, Mapping[str, float | str]]] = [
-        (
-            f"Since connect, and since the last use. The reaper looks once every reaping_frequency seconds, so that"
-            f" both end within the {oldest(advice)} s advised. max_age needs Rails 8.1; idle_timeout"
-            " spares min_connections.",
-            {"max_age": age, "idle_timeout": age, "reaping_frequency": period},
-        ),
+        (about, limits),
         (
             "Rails 8.1 pings connections at rest this often, which restarts every idle timer on the path.",
             {"keepalive": min(float(ping_every(advice)), age)},
@@ -132,7 +145,7 @@ def rails(advice: Recommendation) -> str:
         + "".join(
             comment("  #", about)
             + "".join(
-                f"  {name}: {value if isinstance(value, str) else f'{value:g}'}\n" for name, value in entries.items()
+                f"  {name}: {value if isinstance(value, str) else plain(value)}\n" for name, value in entries.items()
             )
             for about, entries in pool
         )
@@ -147,18 +160,19 @@ def pgbouncer(advice: Recommendation) -> str:
     recycle, keepalive = advice.settings.pool_recycle, advice.socket.keepalive
     proven = advice.idle_limit.proven_seconds if advice.idle_limit else 0.0
     after = check_after(advice)
-    entries: list[tuple[str, dict[str, int]]] = [
+    lifetime = min(recycle, proven / 2 or recycle / 2)
+    entries: list[tuple[str, dict[str, float]]] = [
         (
             "Since the last use. Looked at three times a second; spares min_pool_size (0 unless set).",
             {"server_idle_timeout": recycle},
         ),
         (
             "Since connect. Those of one age are closed one by one over as long again, the last at twice the age.",
-            {"server_lifetime": max(1, min(recycle, int(proven / 2) or recycle // 2))},
+            {"server_lifetime": int(lifetime) or lifetime},
         ),
         (
             "Asks a server connection that rested longer (server_check_query) before it is used again.",
-            {"server_check_delay": min(30, recycle // 2) if not after else int(after)},
+            {"server_check_delay": int(after or min(30, recycle // 2))},
         ),
     ]
     if keepalive is not None:
@@ -190,7 +204,7 @@ def pgbouncer(advice: Recommendation) -> str:
         )
         + "[pgbouncer]\n"
         + "".join(
-            comment(";", about) + "".join(f"{name} = {value}\n" for name, value in values.items())
+            comment(";", about) + "".join(f"{name} = {plain(value)}\n" for name, value in values.items())
             for about, values in entries
         )
     )

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from string import Template
 
 from sidecar.core.recommendation import Recommendation, SocketOptions
-from sidecar.core.render.common import check_after, comment, forgets_statements, libpq, oldest, preamble, swept, wrapped
+from sidecar.core.render.common import (
+    check_after,
+    comment,
+    forgets_statements,
+    libpq,
+    oldest,
+    plain,
+    preamble,
+    swept,
+    wrapped,
+)
 
 _SQLALCHEMY_ONLY = ("prepared_statement_cache_size", "prepared_statement_name_func")
 """Connect arguments that SQLAlchemy's dialect takes for itself and asyncpg does not know."""
@@ -200,7 +210,7 @@ def snippet(advice: Recommendation) -> str:
         ),
         imports=("import socket\n" if sockets else "") + ("import time\n" if selective else ""),
         errors="DBAPIError, InvalidatePoolError" if selective else "DBAPIError",
-        recycle=oldest(advice),
+        recycle=plain(oldest(advice)),
         pre_ping=advice.settings.pool_pre_ping,
         connect_args=_argument("connect_args", advice.connect_args),
         listeners=listeners,
@@ -213,7 +223,7 @@ def psycopg(advice: Recommendation) -> str:
     age, period = swept(recycle)
     statements = {"prepare_threshold": None} if forgets_statements(advice) else {}
     arguments = _argument("kwargs", {**libpq(advice), **statements})
-    arguments += f"    max_lifetime={age:g},  # seconds since connect\n"
+    arguments += f"    max_lifetime={plain(age)},  # seconds since connect\n"
     if after == 0:
         arguments += "    check=ConnectionPool.check_connection,  # one round trip before a connection is handed out\n"
     return _PSYCOPG.substitute(
@@ -221,17 +231,18 @@ def psycopg(advice: Recommendation) -> str:
             *preamble(advice),
             "psycopg_pool looks at max_lifetime only when a connection comes back, and max_idle only shrinks the pool"
             " to min_size. So keep_fresh looks after those at rest: max_lifetime and its period together are the"
-            f" {recycle} s advised. Where several connections died at once, a checkout meets them one by one, from the"
-            " second on a second or more apart (psycopg_pool 3.3). With AsyncConnectionPool, make keep_fresh a task.",
+            f" {plain(recycle)} s advised. Where several connections died at once, a checkout meets them one by one,"
+            " from the second on a second or more apart (psycopg_pool 3.3). With AsyncConnectionPool, make keep_fresh a"
+            " task.",
         ),
         arguments=arguments,
-        period=f"{min(period, after or period):g}",
+        period=plain(min(period, after or period)),
     )
 
 
 def asyncpg(advice: Recommendation) -> str:
     """A module that creates an asyncpg pool. Source: asyncpg, pool.py."""
-    recycle = oldest(advice)
+    recycle = plain(oldest(advice))
     sockets = _tcp_options(advice.socket)
     arguments = {name: _literal(value) for name, value in advice.connect_args.items() if name not in _SQLALCHEMY_ONLY}
     if sockets:
@@ -261,7 +272,7 @@ def django(advice: Recommendation) -> str:
             ' Django advises against persistent connections, and with its own pool ("pool" in OPTIONS) CONN_MAX_AGE'
             " must stay 0.",
         ),
-        recycle=oldest(advice),
+        recycle=plain(oldest(advice)),
         checks=check_after(advice) is not None,
         cursors="    DISABLE_SERVER_SIDE_CURSORS=True,  # a pooler on the path swaps servers\n"
         if forgets_statements(advice)
