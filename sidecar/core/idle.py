@@ -19,8 +19,9 @@ Once the limit is verified, a connection with TCP keepalive well below it rests 
 and the limit belongs to something that looks at packets; if such connections die, to something that counts bytes.
 
 Beside these, one connection is used all the time and grows old: if such connections die at one age, it is a limit on
-age (see `lifetime`). The heartbeat's session testifies to that, too. Where resting connections died no sooner than busy
-ones, there is no sign of an idle limit; what has been proven of rests holds all the same.
+age (see `lifetime`). The heartbeat's session testifies to that, too; where only two connections are allowed it is left
+to that, until one has died: then a busy connection and the ruler take turns. Where resting connections died no sooner
+than busy ones, there is no sign of an idle limit; what has been proven of rests holds all the same.
 
 A change of stage closes nothing: connections were never used, so whatever their age, they serve the next stage too.
 Only a new *regime* starts afresh: when a verified limit is contradicted, it has changed, and older evidence is history.
@@ -178,6 +179,7 @@ class IdleMachine:
         self._serial = self._recorded = 0
         self._next_opening = -inf
         self._ruler_step = 0
+        self._busy_next = False  # whether the ruler has made its round: where it shares its place, a busy one is next
         self._climbed = 0.0  # the longest rest survived since all connections were young: they climb anew from there
         self._pooled = False
         self._stage = Stage.LADDER
@@ -413,7 +415,7 @@ class IdleMachine:
         age = probe.since - probe.opened_at  # when it was asked
         probe.doubt = None  # whatever it was, it lived through it
         commands: list[Command] = []
-        enough = BEYOND * min(self._cap, self._known.lifetimes.dead_by)  # to say all that is asked
+        enough = min(BEYOND * self._cap, self._known.lifetimes.refuted_by)  # to say all that is asked
         if age >= min(enough, max(self._floor, BEYOND * probe.recorded_age)):
             probe.recorded_age = age
             observation = self._observation(
@@ -606,6 +608,8 @@ class IdleMachine:
         if in_question and BEYOND * known.high < known.fatal_age:
             arms.insert(1, Arm.KEEPALIVE)
         arms = arms[: self._budget]
+        if arms == [Arm.GUARD, Arm.RULER] and known.lifetimes.suspected and self._turn_of_the_busy():
+            arms = [Arm.GUARD, Arm.LIFETIME]
         for probe in list(self._probes.values()):
             if probe.arm not in arms:
                 commands += self._drop(probe)
@@ -619,13 +623,20 @@ class IdleMachine:
                 elif probe.arm is Arm.KEEPALIVE:
                     probe.goal = min(KEPT_REST * known.high, known.fatal_age)
                 elif probe.arm is Arm.LIFETIME:
+                    self._busy_next = False
                     step = max(BUSY_LEAST_SECONDS, BUSY_STEP * (now - probe.opened_at))
                     probe.goal = min(step, BUSY_SHARE * (known.low or self._floor))
                 else:
                     limit = known.high if known.high < inf else known.longest
                     probe.goal = max(self._floor, RULER[self._ruler_step % len(RULER)] * limit)
                     self._ruler_step += 1
+                    self._busy_next = self._ruler_step % len(RULER) == 0
         return commands
+
+    def _turn_of_the_busy(self) -> bool:
+        """Whether a busy connection has the ruler's place: after each of the ruler's rounds, for one life."""
+        held_by = {probe.arm for probe in self._probes.values()}
+        return Arm.LIFETIME in held_by or (self._busy_next and Arm.RULER not in held_by)
 
     # -- connections ----------------------------------------------------------------------------------------------
 

@@ -144,6 +144,11 @@ class Lifetimes:
         return self.witness.age_seconds if self.witnesses else inf
 
     @property
+    def refuted_by(self) -> float:
+        """The age that outlives all that show the limit; infinite while none is suspected."""
+        return BEYOND * max((life.age_seconds for life in self.witnesses), default=inf)
+
+    @property
     def witness(self) -> Life:
         """The death at the lowest age of those that show the limit. There must be one."""
         return min(self.witnesses, key=lambda life: life.age_seconds)
