@@ -398,7 +398,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_from(added)
     added.add_argument(
-        "--timeout", type=_duration("0s", "1d"), default=60.0, metavar="D", help="give up after (default: 60s)"
+        "--timeout", type=_duration("0s", "30d"), default=60.0, metavar="D", help="give up after (default: 60s)"
     )
     added.add_argument(
         "--for",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,18 @@ def test_the_job_measures_prints_and_ends() -> None:
     pod = pod_of(one(render(values_of(SAMPLES["job"])), "Job"))
     sidecar, measured = pod["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
-    assert measured["args"] == ["wait", "--for", "provisional", "--timeout", "90m"]
+    assert measured["args"] == ["wait", "--for", "provisional", "--timeout", "5400s"]
     assert [each["args"] for each in pod["containers"]] == [["recommend", "--format=hikaricp"]]
     assert pod["restartPolicy"] == "Never"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "seconds"), [("2h", 7200), (90, 90), (1.5, 2), ("1500ms", 2), ("1.5 h", 5400), ("30d", 2592000), (0, 0)]
+)
+def test_the_job_ends_even_if_the_sidecar_never_starts(timeout: object, seconds: int) -> None:
+    job = one(render(merged(MINIMAL, {"mode": "job", "job": {"timeout": timeout}})), "Job")
+    assert containers(pod_of(job))["measured"]["args"][-1] == f"{seconds}s"
+    assert job["spec"]["activeDeadlineSeconds"] == seconds + 600
 
 
 def test_what_the_job_may_print_is_what_the_sidecar_can_say() -> None:
@@ -363,6 +373,10 @@ WRONG: dict[str, tuple[Manifest, str]] = {
         {"job": {"waitFor": "done"}},
         "at '/job/waitFor': value must be one of 'provisional', 'confirmed', 'verified'",
     ),
+    "name that no Service may have": (
+        {"fullnameOverride": "my.health"},
+        "at '/fullnameOverride': 'my.health' does not match pattern",
+    ),
     "memory that is none": (
         {"resources": {"limits": {"memory": "lots"}}},
         "at '/resources/limits/memory': 'lots' does not match pattern",
@@ -416,6 +430,32 @@ CONTRADICTORY: dict[str, tuple[Manifest, str]] = {
         merged(MINIMAL, {"mode": "sidecar", "networkPolicy": {"enabled": True}}),
         "networkPolicy.enabled: concerns pods and Services that this chart makes under mode standalone only",
     ),
+    "a sleep that outlasts the pod": (
+        merged(MINIMAL, {"preStopSleepSeconds": 15}),
+        "terminationGracePeriodSeconds: too short: takes at least 20, five more than preStopSleepSeconds",
+    ),
+    "a policy that shuts out the store": (
+        merged(
+            MINIMAL,
+            {
+                "networkPolicy": {"enabled": True},
+                "persistence": {"type": "postgresql", "postgresql": {"url": {"secretName": "store"}}},
+            },
+        ),
+        "networkPolicy.databasePorts: missing: takes the port of the store, whose URL is in a Secret",
+    ),
+    "a policy that shuts out a database": (
+        {
+            "networkPolicy": {"enabled": True},
+            "config": {"targets": {"orders": {}}},
+            "credentials": {"orders": {"url": {"secretName": "s", "key": "uri"}}},
+        },
+        "networkPolicy.databasePorts: missing: takes the port of target orders, whose URL is in a Secret",
+    ),
+    "a Job longer than anybody waits": (
+        merged(MINIMAL, {"mode": "job", "job": {"timeout": "31d"}}),
+        "job.timeout: too long: takes at most 30d",
+    ),
     "a Job that does not know which": (
         {
             "mode": "job",
@@ -424,6 +464,79 @@ CONTRADICTORY: dict[str, tuple[Manifest, str]] = {
         "job.target: missing: takes one of a, b",
     ),
 }
+
+
+def below(values: Manifest, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in values.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from below(value, (*path, key))
+
+
+def nothing_at(path: tuple[str, ...]) -> Manifest:
+    values: Manifest = {path[-1]: None}
+    for key in reversed(path[:-1]):
+        values = {key: values}
+    return values
+
+
+VALUES = (
+    *below(values_of(CHART / "values.yaml")),
+    *(("config", key) for key in ("policy", "readiness", "http", "log")),
+    *(("config", "targets", "default", key) for key in ("tls", "pool", "idle", "heartbeat", "application")),
+)
+FULL = {
+    name: {"enabled": True} for name in ("podMonitor", "prometheusRule", "dashboard", "serviceMonitor", "networkPolicy")
+}
+MODES: dict[str, Manifest] = {
+    "standalone": merged(MINIMAL, FULL),
+    "sidecar": merged(MINIMAL, {"mode": "sidecar", "podMonitor": {"enabled": True}}),
+    "job": merged(MINIMAL, {"mode": "job", "podMonitor": {"enabled": True}}),
+}
+
+
+def without(values: Manifest, path: tuple[str, ...]) -> list[Manifest] | str:
+    """The manifests with a null at the path, or the complaint."""
+    try:
+        return render(merged(values, nothing_at(path)))
+    except helm.HelmError as refusal:
+        return str(refusal)
+
+
+def holds_null(value: object) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return any(map(holds_null, value)) if isinstance(value, list) else value is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_null_leaves_a_value_out_or_is_refused_by_its_name(mode: str) -> None:
+    """Helm takes a key away that is set to null. No template may stumble over that."""
+    rendered = {path: without(MODES[mode], path) for path in VALUES}
+    for path, outcome in rendered.items():
+        if isinstance(outcome, str):
+            assert f"missing property '{path[-1]}'" in outcome or f": {'.'.join(path)}: " in outcome, path
+        else:
+            assert not any(map(holds_null, outcome)), path
+    assert sum(isinstance(outcome, list) for outcome in rendered.values()) > len(VALUES) / 3
+
+
+@pytest.mark.parametrize("probe", ["startup", "liveness", "readiness"])
+def test_a_probe_can_be_left_out(probe: str, example: Path) -> None:
+    container = containers(pod_of(one(render(merged(MINIMAL, nothing_at(("probes", probe)))), "Deployment")))
+    found = {key for key in container["connection-health-sidecar"] if key.endswith("Probe")}
+    assert found == {"startupProbe", "livenessProbe", "readinessProbe"} - {f"{probe}Probe"}
+    values = values_of(EXAMPLE_SAMPLES["native"])
+    values = merged(values, {"connection-health-sidecar": nothing_at(("probes", probe))})
+    assert not holds_null(one(render(values, example), "Deployment"))
+
+
+def test_null_is_not_0() -> None:
+    assert "replicas" not in one(render(merged(MINIMAL, {"standalone": {"replicas": None}})), "Deployment")["spec"]
+    job = one(render(merged(MINIMAL, {"mode": "job", "job": {"ttlSecondsAfterFinished": None}})), "Job")
+    assert "ttlSecondsAfterFinished" not in job["spec"]
+    for manifest in render(merged(MINIMAL, {"terminationGracePeriodSeconds": None})):
+        assert not has_pods(manifest) or "terminationGracePeriodSeconds" not in pod_of(manifest)
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -73,10 +73,24 @@
 {{- fail "persistence.postgresql.url.secretName: missing: takes the name of the Secret that holds the store's URL" -}}
 {{- end -}}
 {{- if eq .Values.mode "standalone" -}}
+{{- $grace := .Values.terminationGracePeriodSeconds -}}
+{{- if and (not (kindIs "invalid" $grace)) (lt (int $grace) (add 5 (int .Values.preStopSleepSeconds))) -}}
+{{- fail (printf "terminationGracePeriodSeconds: too short: takes at least %d, five more than preStopSleepSeconds" (add 5 (int .Values.preStopSleepSeconds))) -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.enabled (not (or .Values.networkPolicy.databasePorts .Values.networkPolicy.extraEgress)) -}}
+{{- if eq .Values.persistence.type "postgresql" -}}
+{{- fail "networkPolicy.databasePorts: missing: takes the port of the store, whose URL is in a Secret" -}}
+{{- end -}}
+{{- range $name, $given := .Values.credentials -}}
+{{- if $given.url -}}
+{{- fail (printf "networkPolicy.databasePorts: missing: takes the port of target %s, whose URL is in a Secret" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and (gt (int .Values.standalone.replicas) 1) (eq .Values.persistence.type "pvc") -}}
 {{- fail "standalone.replicas: a claim serves one pod at a time: takes 1, or persistence.type postgresql, which all pods share" -}}
 {{- end -}}
-{{- if and .Values.podDisruptionBudget.enabled (le (int .Values.standalone.replicas) (int .Values.podDisruptionBudget.minAvailable)) -}}
+{{- if and .Values.podDisruptionBudget.enabled (not (kindIs "invalid" .Values.standalone.replicas)) (le (int .Values.standalone.replicas) (int .Values.podDisruptionBudget.minAvailable)) -}}
 {{- fail "podDisruptionBudget: would block the draining of nodes: takes standalone.replicas above minAvailable" -}}
 {{- end -}}
 {{- else -}}
@@ -85,6 +99,9 @@
 {{- fail (printf "%s.enabled: concerns pods and Services that this chart makes under mode standalone only: write your own for the pods of your application, or take podMonitor" .) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if and (eq .Values.mode "job") (gt (include "connection-health-sidecar.internal.jobTimeout" . | int64) 2592000) -}}
+{{- fail "job.timeout: too long: takes at most 30d" -}}
 {{- end -}}
 {{- if and (eq .Values.mode "job") (not .Values.job.target) (gt (len .Values.config.targets) 1) (not (hasKey .Values.config.targets "default")) -}}
 {{- fail (printf "job.target: missing: takes one of %s" (keys .Values.config.targets | sortAlpha | join ", ")) -}}

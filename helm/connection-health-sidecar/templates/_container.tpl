@@ -32,7 +32,9 @@ fsGroupChangePolicy: OnRootMismatch
 {{- with first . -}}
 name: connection-health-sidecar
 image: {{ include "connection-health-sidecar.internal.image" . | quote }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- with .Values.image.pullPolicy }}
+imagePullPolicy: {{ . }}
+{{- end }}
 args: [run]
 {{- if eq $kind "native" }}
 restartPolicy: Always
@@ -67,22 +69,28 @@ ports:
   - name: sidecar-http
     containerPort: {{ include "connection-health-sidecar.internal.httpPort" . }}
     protocol: TCP
+{{- with .Values.probes.startup }}
 startupProbe:
   httpGet:
     path: /startupz
     port: sidecar-http
-  {{- toYaml .Values.probes.startup | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.probes.liveness }}
 livenessProbe:
   httpGet:
     path: /livez
     port: sidecar-http
-  {{- toYaml .Values.probes.liveness | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- if or (eq $kind "standalone") (and (eq .Values.mode "sidecar") .Values.sidecar.readinessProbe) }}
+{{- with .Values.probes.readiness }}
 readinessProbe:
   httpGet:
     path: /health
     port: sidecar-http
-  {{- toYaml .Values.probes.readiness | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- $sleeps := and (ne $kind "native") (gt (int .Values.preStopSleepSeconds) 0) (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) }}
 {{- if or $sleeps (eq $kind "plain") }}
@@ -100,8 +108,10 @@ lifecycle:
       seconds: {{ int .Values.preStopSleepSeconds }}
   {{- end }}
 {{- end }}
+{{- with .Values.resources }}
 resources:
-  {{- toYaml .Values.resources | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 securityContext:
   {{- include "connection-health-sidecar.internal.securityContext" . | nindent 2 }}
 # A fault in the configuration is told in the pod's status.
@@ -135,8 +145,12 @@ volumeMounts:
     name: {{ include "connection-health-sidecar.internal.fullname" . }}
 {{- if eq .Values.persistence.type "emptyDir" }}
 - name: connection-health-evidence
+  {{- with .Values.persistence.emptyDir.sizeLimit }}
   emptyDir:
-    sizeLimit: {{ .Values.persistence.emptyDir.sizeLimit }}
+    sizeLimit: {{ . }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
 {{- else if eq .Values.persistence.type "pvc" }}
 - name: connection-health-evidence
   persistentVolumeClaim:

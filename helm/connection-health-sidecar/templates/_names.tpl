@@ -40,9 +40,9 @@ connection-health-sidecar/config: {{ include "connection-health-sidecar.internal
 {{- end -}}
 
 {{- define "connection-health-sidecar.internal.httpPort" -}}
-{{- dig "http" "port" 8080 .Values.config | int -}}
+{{- get (.Values.config.http | default dict) "port" | default 8080 | int -}}
 {{- end -}}
 
 {{- define "connection-health-sidecar.internal.adminPort" -}}
-{{- dig "http" "admin_port" 9091 .Values.config | int -}}
+{{- get (.Values.config.http | default dict) "admin_port" | default 9091 | int -}}
 {{- end -}}

@@ -99,5 +99,7 @@ http://127.0.0.1:{{ include "connection-health-sidecar.internal.adminPort" . }}
 httpGet:
   path: /health
   port: {{ include "connection-health-sidecar.internal.httpPort" . }}
-{{ toYaml .Values.probes.readiness }}
+{{- with .Values.probes.readiness }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
