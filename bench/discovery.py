@@ -171,6 +171,72 @@ def infinite(case: Case, seed: int) -> Run:
     return run
 
 
+# -- limits on age ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ageing:
+    """A path that ends connections at an age A however busy they are; `rest` is its limit on rest, in A."""
+
+    rest: float = inf
+    death: str = "reset"
+    connections: int = 8
+    beats: float = 1.0  # seconds between two of the heartbeat's session; 0 = without one
+
+
+def grow_old(case: Ageing, seed: int) -> Run:
+    """One run, until the limit on age is known and the one on rest verified. Times in units of A."""
+    age = max(LIMITS["anything"](random.Random(seed)), SHORTEST / min(case.rest, 1))
+    rest = case.rest * age
+    world = World(
+        limit=lambda draw, now: rest,
+        lifetime=lambda draw, now: age,
+        beats=case.beats,
+        death=case.death,
+        seed=seed,
+        deadline=DEADLINE if case.death == "silent" else 0.0,
+        floor=FLOOR,
+        cap=CAP,
+        connections=case.connections,
+        defaults=DEFAULTS,
+    )
+    run = Run()
+
+    def note(simulation: Simulation) -> bool:
+        status = simulation.machine.status(simulation.now)
+        for name, holds in (
+            ("suspected", status.suspected_age_seconds is not None or status.lifetime is not None),
+            ("known", status.lifetime is not None),
+            ("rests", status.status is not Status.MEASURING),
+            (Status.VERIFIED, status.status is Status.VERIFIED),
+        ):
+            if holds:
+                run.reached.setdefault(name, simulation.now / age)
+        return "known" in run.reached and Status.VERIFIED in run.reached
+
+    status = world.run(note, give_up=60 * age + 600).machine.status(0.0)
+    if status.lifetime is not None:
+        run.estimate["known"] = (status.lifetime.estimate_seconds or inf) / age
+        run.proven["known"] = status.lifetime.proven_seconds / age
+    run.proven["rests"] = (status.proven_seconds or 0.0) / min(rest, age)
+    shown = status.estimate_seconds
+    if rest < age:
+        run.estimate["rests"] = (shown or inf) / rest
+    else:  # age ends all before: there is nothing to show
+        run.estimate["rests"] = 1.0 if shown is None else inf
+    return run
+
+
+def die_of_nothing(case: Case, seed: int) -> Run:
+    """One run of 50 T without a limit on age, in which connections are killed: for which share of it was one told?"""
+    limit, simulation = _start(case, seed)
+    told = 0
+    for times in range(1, 51):
+        simulation.drive(lambda s, until=times * limit: s.now >= until, give_up=times * limit)
+        told += simulation.machine.status(simulation.now).lifetime is not None
+    return Run(estimate={"told": told / 50})
+
+
 # -- prior art --------------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +425,47 @@ def changes(bench: Bench) -> None:
           f" {cell(times(runs, Status.VERIFIED))}.")  # fmt: skip
 
 
+def ages(bench: Bench) -> None:
+    print("\n## Limits on age\n")
+    print(
+        "K = 8 and the heartbeat's session; times in units of the age A at which connections die. Rests are settled"
+        " when their limit is known to ±2 %, or that none shows before age ends all. Wrong: more than 5 % off, or a"
+        " limit on rest shown where there is none, or the other way round.\n"
+    )
+    print("| path | death | suspected | known | off by | wrong | rests settled | verified | wrong |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for told, case in (
+        ("no limit on rest", Ageing()),
+        ("no limit on rest", Ageing(death="close")),
+        ("no limit on rest", Ageing(death="silent")),
+        ("no limit on rest, no session", Ageing(beats=0.0)),
+        ("no limit on rest, K = 2", Ageing(connections=2)),
+        ("rests limited to A/3", Ageing(rest=1 / 3)),
+        ("rests limited to 0.9 A", Ageing(rest=0.9)),
+        ("rests limited to 2 A", Ageing(rest=2.0)),
+    ):
+        runs = bench.of(grow_old, case, max(20, bench.runs // 2))
+        off = spread(100 * abs(run.estimate.get("known", inf) - 1) for run in runs)
+        wrong = {name: sum(run.wrong(name) for run in runs) for name in ("known", "rests")}
+        print(
+            f"| {told} | {DEATHS[case.death]} | {cell(times(runs, 'suspected'))} | {cell(times(runs, 'known'))}"
+            f" | {cell(off)} % | {share(wrong['known'], runs)} | {cell(times(runs, 'rests'))}"
+            f" | {cell(times(runs, Status.VERIFIED))} | {share(wrong['rests'], runs)} |"
+        )
+        beyond = sum(max(run.proven.values()) > 1 + 1e-9 for run in runs)
+        what = f"{told}, {DEATHS[case.death]}: nothing proven beyond the limits"
+        bench.goal(what, share(beyond, runs), beyond == 0)
+    print()
+    for kills in (0.01, 0.03):
+        runs = bench.of(die_of_nothing, Case(kills=kills), max(20, bench.runs // 2))
+        ever = sum(run.estimate["told"] > 0 for run in runs)
+        mean = statistics.mean(run.estimate["told"] for run in runs)
+        print(
+            f"No limit on age, and {kills:.0%} of connections killed in each T, for 50 T: told in {share(ever, runs)}"
+            f" of the runs, {100 * mean:.1f} % of the time.\n"
+        )
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--runs", type=int, default=400, help="per row (default 400; five times as many for errors)")
@@ -367,7 +474,7 @@ def main() -> int:
     started = time.monotonic()
     with multiprocessing.Pool(os.cpu_count()) as pool:
         bench = Bench(chosen.runs, chosen.seed, pool)
-        for part in (search, prices, honesty, changes):
+        for part in (search, prices, honesty, changes, ages):
             part(bench)
             sys.stdout.flush()
     print("\n## Goals\n\n| goal | seen | |\n| --- | --- | --- |")
