@@ -11,6 +11,8 @@ import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,19 @@ from pictures import Picture, measuring, observation, outage, target, verified
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from sidecar.core.evidence import Interval, Outage, Spell
+from sidecar.core.journal import Journal
+from sidecar.core.latency import Spread
+from sidecar.core.readiness import Readiness
+from sidecar.core.recommendation import (
+    IdleLimit,
+    LifetimeLimit,
+    LikelyCulprit,
+    PoolSettings,
+    Remark,
+    SocketOptions,
+    Verdict,
+    Verification,
+)
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
@@ -199,12 +214,20 @@ def rich() -> Picture:
     )
 
 
+@asynccontextmanager
+async def served(picture: Picture, port: int = 0) -> AsyncIterator[HttpServer]:
+    server = HttpServer(picture, lambda accept: (b"", "text/plain"))
+    await server.start("127.0.0.1", port, 0)
+    try:
+        yield server
+    finally:
+        await server.stop(0.1)
+
+
 @pytest.fixture
 async def base() -> AsyncIterator[str]:
-    server = HttpServer(rich(), lambda accept: (b"", "text/plain"))
-    await server.start("127.0.0.1", 0, 0)
-    yield f"http://127.0.0.1:{server.port}"
-    await server.stop(1.0)
+    async with served(rich()) as server:
+        yield f"http://127.0.0.1:{server.port}"
 
 
 async def test_it_serves_everybody_in_both_themes_wide_and_narrow(base: str, open_page: Open) -> None:
@@ -264,6 +287,113 @@ async def test_without_a_clipboard_the_text_is_selected(base: str, open_page: Op
     await expect(page.locator("#said")).to_have_text("Environment: copied")
     shown = await page.locator("#target-orders pre").text_content()
     assert (await page.evaluate("getSelection().toString()")).strip() == shown.strip()
+
+
+# --- what nobody would show on purpose -------------------------------------------------------------------------------
+
+HTML = "<img src=x onerror=alert(1)></p><script>alert(2)</script>"
+LONG = "a" * 63
+
+
+def strange() -> Picture:
+    """Unknown wherever that may be, HTML in every text, and names as long as they get."""
+    at = time.time()
+    nothing = replace(
+        measuring(LONG),
+        settings=PoolSettings(pool_recycle=0.35, pool_pre_ping=True),
+        socket=SocketOptions(keepalive=None, user_timeout_ms=None),
+        idle_limit=IdleLimit(proven_seconds=0.0, dead_by_seconds=0.7),
+        pre_ping_cost=None,
+        failover=None,
+        application=None,
+        reasons=(),
+    )
+    full = replace(
+        verified("html"),
+        application=Verdict(verdict="exposed", because=HTML),
+        lifetime_limit=LifetimeLimit(proven_seconds=99.0, likely=(LikelyCulprit(id="x", component=HTML),)),
+        verification=Verification(outcome="failed", idle_seconds=9.0, checkout_ms=None, at=at),
+        reasons=(Remark(code="any", text=HTML),),
+        warnings=(Remark(code="any", text=HTML + "b" * 400),),
+    )
+    views = {
+        LONG: replace(
+            target(LONG, advice=nothing, ready=False), database=f"{LONG}.{LONG}.internal:5432/{LONG}", checkout=None
+        ),
+        "html": replace(
+            target("html", advice=full),
+            database=HTML,
+            readiness=Readiness(ready=False, reason=HTML, since=at),
+            checkout=Spread(count=200, p50_seconds=2.0142, p99_seconds=12.5, max_seconds=99.0),
+        ),
+    }
+    died = replace(observation(1, name="html"), outcome="died", death=HTML, cause=HTML, sqlstate=HTML)
+    return Picture(
+        views=views,
+        store_warning=HTML,
+        seen={"html": [died]},
+        disturbed={"html": [Outage(id="1", target="html", kind="unknown", detail=HTML)]},
+    )
+
+
+async def test_nothing_breaks_it_and_nothing_is_taken_for_html(open_page: Open) -> None:
+    async with served(strange()) as server:
+        watched = await open_page(f"http://127.0.0.1:{server.port}", width=360)
+        page = watched.page
+        await expect(page.locator(f"#target-{LONG} dd.recycle")).to_have_text("0.35 s")
+        shown = page.locator("#target-html")
+        await shown.locator("summary").click()
+        await expect(shown.locator("tbody td").nth(3)).to_contain_text("<img")
+        for part in (".database", ".readiness", ".warning", ".reasons li", ".outages li", ".facts", ".verdict + p"):
+            await expect(shown.locator(part).first).to_contain_text("<img src=x onerror=alert(1)>")
+        await expect(page.locator("#store")).to_contain_text("<img")
+        assert await page.locator("img").count() == 1  # the icon
+        assert await page.locator("body script").count() == 0
+        await expect(shown.locator(".latency text").first).to_contain_text("2014 ms")
+        assert await page.evaluate("document.documentElement.scrollWidth") == 360, "scrolls sideways"
+        assert await shown.get_by_role("link", name="outages").get_attribute("href") == "outages?target=html"
+        assert not watched.complaints
+
+
+async def test_after_a_restart_it_shows_what_is_measured_now(open_page: Open) -> None:
+    async with served(rich()) as before:
+        page = (await open_page(f"http://127.0.0.1:{before.port}")).page
+        await expect(page.locator("#jump a")).to_have_text(["default", "orders"])
+        outages = page.locator("#target-orders .outages li")
+        await expect(outages).to_have_count(8)
+        more = page.locator("#target-orders a[href='outages?target=orders']").first
+        await more.focus()
+        await page.wait_for_timeout(1500)  # an outage lasts, and what is told of it is told anew each second
+        await expect(more).to_be_focused()
+        await page.route("**/evidence*", lambda route: route.abort())
+    picture = rich()
+    picture.journal = Journal("another life")
+    del picture.views["default"]
+    async with served(picture, before.port):
+        # What is not measured any more goes, and what is known stays while it cannot be fetched.
+        await expect(page.locator("#jump")).to_be_hidden(timeout=60_000)
+        await expect(page.locator("article")).to_have_count(1)
+        await expect(outages).to_have_count(8)
+        await page.unroute("**/evidence*")
+        await expect(page.locator("#live-text")).to_have_text("Live", timeout=60_000)
+        await expect(outages).to_have_count(8)
+
+
+async def test_a_page_left_open_for_months_holds_no_more_than_it_fetched(base: str, open_page: Open) -> None:
+    page = (await open_page(base)).page
+    held = await page.evaluate(
+        """async () => {
+            const { Live } = await import("./assets/live.js");
+            const live = Object.create(Live.prototype);
+            Object.assign(live, { targets: new Map(), changed() {}, connected: true });
+            for (let id = 0; id < 12_000; id += 1) live.put("observations", { id, target: "orders" });
+            live.put("observations", { id: 11_000, target: "orders" });  // judged anew
+            await live.askForStore();
+            const ids = [...live.targets.get("orders").observations.keys()];
+            return [ids.length, ids[0], ids.at(-1), live.store.warning];
+        }"""
+    )
+    assert held == [5000, 7000, 11_000, "the disk is full"]
 
 
 async def test_the_browser_holds_the_page_to_its_policy(base: str, open_page: Open) -> None:

@@ -56,9 +56,20 @@ class Section {
       element("div", { class: "pair" },
         card("Outages", {}, part("outages", "div")),
         element("div", { class: "stack" }, card("Your application", {}, part("application", "div")), card("Time of a checkout", {}, part("latency", "div")))),
-      card("Why", {}, part("reasons", "ul", { class: "reasons" })));
+      card("Why", {}, part("reasons", "ul", { class: "reasons" }), this.links()));
     this.parts.table.closest("details").addEventListener("toggle", () => this.draw(true));
-    new ResizeObserver(() => this.draw(true)).observe(this.parts.survival);
+    this.resized = new ResizeObserver(() => this.draw(true));
+    this.resized.observe(this.parts.survival);
+  }
+
+  remove() {
+    this.resized.disconnect();
+    this.node.remove();
+  }
+
+  links() {
+    const link = (path) => element("a", { href: `${path}?target=${encodeURIComponent(this.name)}` }, path);
+    return element("p", { class: "hint" }, "All of it: ", link("recommendation"), " · ", link("evidence"), " · ", link("outages"));
   }
 
   legend() {
@@ -110,7 +121,6 @@ class Section {
     replace(parts.found, this.found(summary, advice));
     replace(parts.warnings, advice.warnings.map((warning) => element("p", { class: "warning" }, element("strong", {}, "Warning: "), warning.text)));
     replace(parts.reasons, advice.reasons.map((reason) => element("li", {}, reason.text)));
-    parts.reasons.parentElement.hidden = !advice.reasons.length;
     replace(parts.application, this.application(advice));
     this.tellChanges(summary, advice);
     if (this.shownAdvice !== JSON.stringify(advice)) {
@@ -230,12 +240,12 @@ const SPELLS = ["connect", "read", "write"];
 
 function outageItem(outage, now) {
   const spells = SPELLS.map((name) => outage[name] && [name, outage[name]]).filter(Boolean);
-  const began = Math.min(...spells.map(([, spell]) => Date.parse(spell.began.until)));
+  const began = spells.length ? Math.min(...spells.map(([, spell]) => Date.parse(spell.began.until))) : null;
   const length = (spell) => spell.ended ? between(spell.shortest_seconds, spell.longest_seconds) + (spell.watched ? "" : ", unwatched") : `${span(Math.max(0, Math.floor((now - Date.parse(spell.began.until)) / 1000)))} so far`;
   const lasting = spells.some(([, spell]) => !spell.ended);
   return element("li", { class: lasting ? "lasting" : null },
-    element("strong", {}, outage.kind.replace("_", " ")), outage.detail ? ` (${outage.detail})` : "", " ",
-    element("time", { datetime: new Date(began).toISOString() }, clock(began)), lasting ? element("span", { class: "badge" }, "going on") : "",
+    element("strong", {}, outage.kind.replaceAll("_", " ")), outage.detail ? ` (${outage.detail})` : "", " ",
+    began !== null && element("time", { datetime: new Date(began).toISOString() }, clock(began)), lasting ? element("span", { class: "badge" }, "going on") : "",
     element("span", { class: "spells" }, spells.map(([name, spell]) => `no ${{ connect: "connecting", read: "reading", write: "writing" }[name]}: ${length(spell)}`).join(" · ")));
 }
 
@@ -254,8 +264,11 @@ function table(observations) {
 
 // -- helpers ----------------------------------------------------------------------------------------------------------
 
+/** Whoever is at a link in there with the keyboard stays at it. */
 function replace(node, children) {
+  const held = node.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
   node.replaceChildren(...children);
+  if (held !== null) node.querySelector(`a[href="${CSS.escape(held)}"]`)?.focus({ preventScroll: true });
 }
 
 function say(text) {
@@ -290,9 +303,16 @@ function render() {
   changed.asked = null;
   if (!formats.length) return; // `begin` calls again
   byId("waiting").hidden = live.targets.size > 0;
+  for (const [name, section] of sections) {
+    if (live.targets.has(name)) continue;
+    section.remove();
+    sections.delete(name);
+    tellNames();
+  }
   const pendingNow = [...pending];
   pending.clear();
   for (const name of pendingNow) {
+    if (!live.targets.has(name)) continue;
     if (!sections.has(name)) addSection(name);
     sections.get(name).update(live.targets.get(name));
   }
@@ -306,6 +326,11 @@ function addSection(name) {
   sections.set(name, section);
   const ordered = [...sections.keys()].sort();
   byId("targets").insertBefore(section.node, sections.get(ordered[ordered.indexOf(name) + 1])?.node ?? null);
+  tellNames();
+}
+
+function tellNames() {
+  const ordered = [...sections.keys()].sort();
   replace(byId("jump"), ordered.map((each) => element("a", { href: `#target-${encodeURIComponent(each)}` }, each)));
   byId("jump").hidden = ordered.length < 2;
 }

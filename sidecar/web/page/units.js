@@ -33,7 +33,7 @@ export function limit(value) {
 
 export function milliseconds(value) {
   if (value == null) return UNKNOWN;
-  return `${trim(value < 1 ? value.toFixed(2) : value.toPrecision(value < 100 ? 2 : 3))} ms`;
+  return `${trim(value.toFixed(value < 1 ? 2 : value < 10 ? 1 : 0))} ms`;
 }
 
 function trim(text) {
