@@ -313,6 +313,10 @@ def test_ends_of_the_session_at_the_known_age_are_explained_by_it() -> None:
     run.now += 150.0
     run.tell(replace(SESSION, outage="2"))
     assert [run.machine.explains(outage) for outage in ("1", "2", "early", "another")] == [True, True, False, False]
+    next_life = IdleMachine(
+        target="simulated", run="next", epoch=0.0, connections=8, floor=5.0, cap=1000.0, history=run.observations
+    )
+    assert [next_life.explains(outage) for outage in ("1", "early")] == [True, False]
     run.machine.measure_afresh(run.now)
     assert not run.machine.explains(SESSION.outage)
 

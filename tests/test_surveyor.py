@@ -65,6 +65,23 @@ def open_files_and_tasks() -> tuple[int, int]:
     return psutil.Process().num_fds(), len(asyncio.all_tasks())
 
 
+async def test_what_is_told_while_it_does_not_run_is_not_kept(postgres: PostgresServer, make_path: MakePath) -> None:
+    """Where measuring is switched off nobody would ever take it."""
+    path = await make_path(postgres)
+    surveyor = Survey(endpoint_at(path.port)).surveyor
+    surveyor.tell(Budget(connections=CONNECTIONS))
+    surveyor.measure_afresh()
+    running = asyncio.create_task(surveyor.run(Budget(connections=0)))
+    await asyncio.sleep(0.3)  # some openings would have begun by then
+    assert sum(surveyor.connections.values()) == 0
+    assert surveyor.machine.status(0.0).regime == 1
+    surveyor.tell(Budget(connections=CONNECTIONS))
+    await until(lambda: path.connections == CONNECTIONS)
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
 @pytest.mark.parametrize("fault", ["silent", "reset", "close"])
 async def test_it_keeps_to_its_budget_and_leaves_nothing(
     postgres: PostgresServer, make_path: MakePath, fault: str

@@ -38,6 +38,7 @@ class Surveyor:
         self._deadline_seconds = deadline_seconds
         self._record = record
         self._facts: asyncio.Queue[Fact | Budget | None] = asyncio.Queue()
+        self._running = False
         self._connections: dict[int, ProbeConnection] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._in_use: set[int] = set()
@@ -48,16 +49,19 @@ class Surveyor:
         return {"open": len(self._connections), "opening": len(self._tasks.keys() - self._connections.keys())}
 
     def tell(self, fact: Aged | Disturbed | Budget) -> None:
-        """Hand a fact from outside to the machine."""
-        self._facts.put_nowait(fact)
+        """Hand a fact from outside to the machine. Nothing is kept for one that does not run, which it may never do."""
+        if self._running:
+            self._facts.put_nowait(fact)
 
     def measure_afresh(self) -> None:
-        """Open a new regime and measure from the start."""
-        self._facts.put_nowait(None)
+        """Open a new regime and measure from the start, if it runs."""
+        if self._running:
+            self._facts.put_nowait(None)
 
     async def run(self, budget: Budget) -> None:
         """Measure until cancelled; then drop everything."""
         loop = asyncio.get_running_loop()
+        self._running = True
         async with asyncio.TaskGroup() as group:
             try:
                 self._obey(self.machine.observe(budget, loop.time()), group)
@@ -76,6 +80,7 @@ class Surveyor:
                         )
                     self._obey(commands, group)
             finally:
+                self._running = False
                 for number in list(self._tasks.keys() | self._connections.keys()):
                     self._close(number)
 
