@@ -10,7 +10,7 @@ DEMO := $(VENV)/.demo-installed
 .PHONY: demo test lint format docs bench bench-advice bench-discovery bench-events bench-failover requirements image help clean
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /make \1 - /p' $(MAKEFILE_LIST) | column -t -s-
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(DEMO)  ## the whole story on this machine: no root, no Docker, no database
 	$(BIN)/sidecar demo $(ARGS)

@@ -177,6 +177,8 @@ class _Measurement:
             return view.readiness.reason
         if view.stage == "paused":
             return "waiting until the server has connections to spare"
+        if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
+            return ""
         togo = forecast(
             goal=self._goal,
             stage=view.stage,

@@ -83,7 +83,8 @@ class _Lines:
         self._state, self._at = state, elapsed
         resting = [probe for probe in target["probes"] if probe["state"] == "resting"]
         oldest = max((probe["idle_seconds"] for probe in resting), default=None)
-        parts = (_headline(elapsed, target), f"{len(resting)} resting, the oldest for {seconds(oldest)}", remark)
+        said = f"{len(resting)} resting" + ("" if oldest is None else f", the oldest for {seconds(oldest)}")
+        parts = (_headline(elapsed, target), said, remark)
         self._console.print("   ".join(filter(None, parts)), soft_wrap=True)
 
 

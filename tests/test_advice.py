@@ -221,6 +221,14 @@ def test_pre_ping_is_kept_where_more_depends_on_it(idle: IdleStatus) -> None:
     assert "pre_ping_kept" in codes(advice)
 
 
+@pytest.mark.parametrize("ping", [None, replace(DEAR, overhead_ratio=None, overhead_low=None, overhead_high=None)])
+def test_a_price_not_known_is_not_called_little(ping: PingCost | None) -> None:
+    (why,) = [reason.text for reason in advised(ping=ping).reasons if reason.code == "pre_ping_kept"]
+    assert why == "Pre-ping stays on: what share of a checkout it takes up here is not known yet."
+    cheap = replace(DEAR, overhead_ratio=0.05, overhead_low=0.04)
+    assert "Pre-ping stays on: it costs little here." in [reason.text for reason in advised(ping=cheap).reasons]
+
+
 # --- trials have the last word ----------------------------------------------------------------------------------------
 
 

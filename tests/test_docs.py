@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,6 +136,15 @@ def test_every_bench_is_told_of_and_every_make_target_exists() -> None:
         assert {name for pair in spoken_of for name in pair if name} <= targets, name_of(page)
         for module in re.findall(r"python -m (bench\.\w+)", text):
             assert (ROOT / f"{module.replace('.', '/')}.py").exists(), name_of(page)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_lists_every_target_whole() -> None:
+    help_lines = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = dict(re.findall(r"^make ([a-z-]+) +(\S.*)$", help_lines, re.MULTILINE))
+    described = re.findall(r"^([a-z][a-z-]*):.*## (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert listed == dict(described)
+    assert len(listed) > 10
 
 
 def test_the_picture_of_a_measurement_shows_every_rest() -> None:

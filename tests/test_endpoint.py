@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,9 @@ async def test_a_file_that_cannot_be_used_is_named(mute: TargetSettings, tmp_pat
             await endpoint.connect("probe", deadline_seconds=60)
         assert complaint in refused.value.reason
         assert "0xff" not in refused.value.reason
+
+
+def test_a_name_that_leads_nowhere_is_told() -> None:
+    endpoint = Endpoint(TargetSettings(url="postgresql://app@db.internal/app"))
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    assert endpoint._cannot_connect(unknown, 1.0).reason == "cannot resolve db.internal: Name or service not known"

@@ -154,8 +154,7 @@ class TestCannot:
     async def test_nobody_there(self) -> None:
         status, output, complaint = await measure(f"postgresql://app:{SECRET}@127.0.0.1:1/app")
         assert (status, output) == (1, "")
-        assert complaint.startswith("cannot connect to 127.0.0.1:1/app: ")
-        assert complaint.count("\n") == 1
+        assert complaint == "cannot connect to 127.0.0.1:1/app: Connection refused\n"
         assert SECRET not in complaint
 
     async def test_the_password_may_come_from_where_others_do_not_see_it(

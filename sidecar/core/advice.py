@@ -281,7 +281,7 @@ def _above(seconds: float) -> float:
 
 def _told(seconds: float) -> str:
     """For people; what is short would be lost in the rounding that suits the long."""
-    return f"{seconds:.1f}" if seconds >= 10 else f"{seconds:.3g}"
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 def _lifetime_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> LifetimeLimit | None:
@@ -656,7 +656,7 @@ def _selective_pre_ping(
     if kept is not None or dear is None or limit is None:
         return None, Remark(
             code="pre_ping_kept",
-            text=f"Pre-ping stays on: {kept or 'it costs little here.'}",
+            text=f"Pre-ping stays on: {kept or _why_ping_is_cheap(ping)}",
             evidence="/outages" if outages else None,
         )
     in_transaction, autocommit = _round_trips(pooler)
@@ -664,7 +664,7 @@ def _selective_pre_ping(
     return after, Remark(
         code="pre_ping_selective",
         text=f"{dear} pool_recycle below the proven limit is the first defence; ping only connections that rested"
-        f" longer than {_told(after)} s. Under AUTOCOMMIT a ping takes {autocommit} instead of {in_transaction} round"
+        f" longer than {after:g} s. Under AUTOCOMMIT a ping takes {autocommit} instead of {in_transaction} round"
         " trips, which may make it cheap enough.",
     )
 
@@ -680,6 +680,11 @@ def _why_pre_ping_is_kept(idle: IdleStatus, outages: Sequence[Outage]) -> str | 
     if _death(idle) is Death.SILENT:
         return "together with TCP_USER_TIMEOUT it turns a hang into a reconnect."
     return None
+
+
+def _why_ping_is_cheap(ping: PingCost | None) -> str:
+    known = ping is not None and ping.overhead_low is not None
+    return "it costs little here." if known else "what share of a checkout it takes up here is not known yet."
 
 
 def _why_ping_is_dear(policy: Policy, ping: PingCost | None, application: ApplicationSettings | None) -> str | None:

@@ -56,8 +56,11 @@ def likely_culprits(
     sqlstate: str | None,
     keepalive_helps: bool | None,
 ) -> tuple[LikelyCulprit, ...]:
-    """The known limits of a kind (`idle` or `lifetime`) that fit a measured bracket, the best fit first."""
-    ranked: list[tuple[int, str, LikelyCulprit]] = []
+    """The known limits of a kind (`idle` or `lifetime`) that fit a measured bracket, the best fit first.
+
+    Of those that fit alike, the order of the catalogue decides.
+    """
+    ranked: list[tuple[int, LikelyCulprit]] = []
     for known in catalogue:
         if known.limits != limits or not _death_fits(known, death, sqlstate):
             continue
@@ -69,11 +72,11 @@ def likely_culprits(
         named = known.sqlstate is not None and known.sqlstate == sqlstate
         if value_fits or named or known.configurable:
             rank = 0 if named else 1 if value_fits else 2
-            ranked.append((rank, known.id, LikelyCulprit(id=known.id, component=known.component)))
-    ranked.sort(key=lambda entry: entry[:2])
+            ranked.append((rank, LikelyCulprit(id=known.id, component=known.component)))
+    ranked.sort(key=lambda entry: entry[0])
     # Components that may be set to anything are only worth naming when nothing fits better.
     best = [entry for entry in ranked if entry[0] < 2] or ranked
-    return tuple(culprit for _, _, culprit in best[:MOST_SUSPECTS])
+    return tuple(culprit for _, culprit in best[:MOST_SUSPECTS])
 
 
 def _death_fits(known: KnownLimit, death: Death, sqlstate: str | None) -> bool:

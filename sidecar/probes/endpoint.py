@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,4 +182,10 @@ class Endpoint:
             return CannotConnect(f"cannot read {error.filename}: {error.strerror}")
         if isinstance(error, _NOT_POSTGRESQL):
             return CannotConnect(f"{where} does not answer as PostgreSQL does")
+        if isinstance(error, socket.gaierror):
+            return CannotConnect(f"cannot resolve {self._settings.host}: {error.strerror}")
+        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None:
+            return CannotConnect(
+                f"cannot connect to {where}: {os.strerror(error.errno)}"
+            )  # asyncio's text is for itself
         return CannotConnect(f"cannot connect to {where}: {error}")
