@@ -22,7 +22,7 @@ import pytest
 from pictures import Picture, measuring, observation, outage, target, verified
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from sidecar.core.evidence import Interval, Outage, Spell
+from sidecar.core.evidence import OF_AGE, Interval, Outage, Spell
 from sidecar.core.journal import Journal
 from sidecar.core.latency import Spread
 from sidecar.core.readiness import Readiness
@@ -203,6 +203,7 @@ def rich() -> Picture:
     lasting = Outage(
         id="now", target="orders", kind="role_flip", write=Spell(began=Interval(after=at - 9, until=at - 8))
     )
+    aged = replace(outage(5000, name="orders"), id="aged", kind=OF_AGE)
     return Picture(
         views={
             "default": target(advice=measuring(), ready=False),
@@ -210,7 +211,7 @@ def rich() -> Picture:
         },
         store_warning="the disk is full",
         seen={"orders": [observation(serial, name="orders") for serial in range(1, 400)]},
-        disturbed={"orders": [*(outage(serial * 9000, name="orders") for serial in range(12)), lasting]},
+        disturbed={"orders": [*(outage(serial * 9000, name="orders") for serial in range(12)), aged, lasting]},
     )
 
 
@@ -241,6 +242,8 @@ async def test_it_serves_everybody_in_both_themes_wide_and_narrow(base: str, ope
             await expect(page.locator(".picture .rests").first).to_be_attached()
             await page.locator("#target-orders details summary").click()
             await expect(page.locator("#target-orders tbody tr")).to_have_count(100)
+            await expect(page.locator("#target-orders")).to_contain_text("13 outages:")
+            await expect(page.locator("#target-orders")).to_contain_text("ended at the limit on age: 1")
             await page.screenshot(path=SCREENSHOTS / f"{theme}-{width}.png", full_page=True)
             assert await page.evaluate("document.documentElement.scrollWidth") == width, "scrolls sideways"
             if (theme, width) in (("light", 1280), ("dark", 360)):  # seven seconds each
