@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.core.attribution import KnownLimit
+from sidecar.core.bounds import at_least, at_most
 
 Document = Mapping[str, Any]
 Show = Callable[[float, Document, str], None]
@@ -119,13 +120,21 @@ def _headline(elapsed: float, target: Document) -> str:
     reachable, stage, status, proven, dead_by = _state(target)
     unreachable = "   database unreachable" if reachable is False else ""
     return (
-        f"{elapsed:6.1f} s   {stage:<8} {status:<11} proven {seconds(proven):>8}   dead by {seconds(dead_by):>8}"
+        f"{elapsed:6.1f} s   {stage:<8} {status:<11} proven {lived(proven):>8}   dead by {dead(dead_by):>8}"
         + unreachable
     )
 
 
 def seconds(number: float | None) -> str:
     return "?" if number is None else f"{number:.1f} s"
+
+
+def lived(number: float | None) -> str:
+    return "?" if number is None else f"{at_least(number)} s"
+
+
+def dead(number: float | None) -> str:
+    return "?" if number is None else f"{at_most(number)} s"
 
 
 def about(duration_seconds: float) -> str:
@@ -148,7 +157,7 @@ def findings(advice: Document, engine_arguments: Document) -> dict[str, str]:
         if limit["likely"]:
             lines["Likely cause"] = "; ".join(culprit["component"] for culprit in limit["likely"])
     if (lifetime := advice["lifetime_limit"]) is not None:
-        ages = f"proven to live {seconds(lifetime['proven_seconds'])}, dead by {seconds(lifetime['dead_by_seconds'])}"
+        ages = f"proven to live {lived(lifetime['proven_seconds'])}, dead by {dead(lifetime['dead_by_seconds'])}"
         lines["Limit on age"] = f"{ages}; {_DEATHS[lifetime['death']]}"
         if lifetime["likely"]:
             lines["Likely cause of that"] = "; ".join(culprit["component"] for culprit in lifetime["likely"])
@@ -221,9 +230,9 @@ def _result(advice: Document) -> str:
     proven, dead_by, estimate = (limit[f"{name}_seconds"] for name in ("proven", "dead_by", "estimate"))
     if dead_by is None:
         age = "" if advice["lifetime_limit"] is None else ", and die of age, however busy they are"
-        return f"no idle limit found; connections survived {seconds(proven)} of rest{age} ({advice['status']})"
+        return f"no idle limit found; connections survived {lived(proven)} of rest{age} ({advice['status']})"
     told = "idle limit not narrowed down yet" if estimate is None else f"idle limit {seconds(estimate)}"
-    return f"{told}; proven to live {seconds(proven)}, dead by {seconds(dead_by)} ({advice['status']})"
+    return f"{told}; proven to live {lived(proven)}, dead by {dead(dead_by)} ({advice['status']})"
 
 
 def _survival(tried: Sequence[Document], limit: Document | None, glyphs: _Glyphs) -> Table:

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.catalogue import known_limits
 from sidecar.core.advice import LEAST_AGE, LONGEST_KEEPALIVE_IDLE, UNPROVEN_KEEPALIVE_IDLE, Policy, advise, after_trials
+from sidecar.core.bounds import above, at_least, at_most, below
 from sidecar.core.budget import Declared
 from sidecar.core.facts import Death
 from sidecar.core.idle import IdleStatus, Stage
@@ -182,10 +184,37 @@ def test_a_path_that_forgets_within_a_second_is_said_to_be_none_to_pool_on() -> 
     assert not [each for each in advised(status(0.7, None)).warnings if each.code == "too_short_to_pool"]
 
 
+@given(st.floats(0.001, 1e6))
+def test_no_digit_of_a_bound_claims_more_than_was_seen(seconds: float) -> None:
+    assert float(at_least(seconds)) <= seconds <= float(at_most(seconds))
+    assert float(at_most(seconds)) - float(at_least(seconds)) < 0.101
+    assert below(seconds) <= seconds <= above(seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "least", "most"),
+    [
+        (19.97, "19.9", "20.0"),
+        (1.1, "1.1", "1.1"),
+        (343.0, "343.0", "343.0"),
+        (0.7, "0.7", "0.7"),
+        (0.71044, "0.71", "0.711"),
+    ],
+)
+def test_bounds_as_people_read_them(seconds: float, least: str, most: str) -> None:
+    assert (at_least(seconds), at_most(seconds)) == (least, most)
+
+
 def test_a_first_death_lowers_what_nothing_is_proven_for() -> None:
     assert advised(status(None, None)).settings.pool_recycle == 2
     assert advised(status(None, 3.0)).settings.pool_recycle == 1
     assert advised(status(None, 0.7)).settings.pool_recycle == 0.35
+
+
+def test_of_culprits_that_fit_alike_the_one_first_in_the_catalogue_is_named_first() -> None:
+    told = advised(status(5.9, 6.0, Death.FATAL, sqlstate="57P05"), catalogue=known_limits()).idle_limit
+    assert told is not None
+    assert told.likely[0].component == "PostgreSQL idle_session_timeout (14+)"
 
 
 # --- what a ping costs decides ----------------------------------------------------------------------------------------

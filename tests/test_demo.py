@@ -160,7 +160,10 @@ def test_without_a_terminal_a_line_tells_of_every_change():
         show(3.0, target | {"idle_limit": found}, "")
         show(4.0, target | {"idle_limit": found}, "")
         show(8.5, target | {"idle_limit": found}, "")
+        show(9.0, target | {"idle_limit": found, "stage": "monitor", "probes": []}, "")
     shown = console.file.getvalue().splitlines()
-    assert [line.split()[0] for line in shown] == ["1.0", "3.0", "8.5"]
+    assert [line.split()[0] for line in shown] == ["1.0", "3.0", "8.5", "9.0"]
     assert "proven    7.5 s" in shown[-1]
+    assert shown[-2].endswith("1 resting, the oldest for 3.0 s")
+    assert shown[-1].endswith("   0 resting")
     assert "\x1b" not in console.file.getvalue()

@@ -27,9 +27,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, floor, inf
+from math import inf
 
 from sidecar.core.attribution import KnownLimit, likely_culprits
+from sidecar.core.bounds import above, at_least, at_most, below
 from sidecar.core.budget import Declared
 from sidecar.core.evidence import OF_AGE, STALE_WRITER, Outage, Spell
 from sidecar.core.facts import Death
@@ -258,25 +259,14 @@ def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit 
             keepalive_helps=idle.keepalive_helps,
         )
     return IdleLimit(
-        proven_seconds=_below(idle.proven_seconds or 0.0),
-        dead_by_seconds=None if idle.dead_by_seconds is None else _above(idle.dead_by_seconds),
+        proven_seconds=below(idle.proven_seconds or 0.0),
+        dead_by_seconds=None if idle.dead_by_seconds is None else above(idle.dead_by_seconds),
         estimate_seconds=None if idle.estimate_seconds is None else round(idle.estimate_seconds, 3),
         death=idle.death,
         sqlstate=idle.sqlstate,
         keepalive_helps=idle.keepalive_helps,
         likely=likely,
     )
-
-
-# Bounds are rounded away from the limit, so that no digit claims more than was seen.
-
-
-def _below(seconds: float) -> float:
-    return floor(seconds * 1000) / 1000
-
-
-def _above(seconds: float) -> float:
-    return ceil(seconds * 1000) / 1000
 
 
 def _told(seconds: float) -> str:
@@ -290,8 +280,8 @@ def _lifetime_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> Lifeti
         return None
     return replace(
         found,
-        proven_seconds=_below(found.proven_seconds),
-        dead_by_seconds=_above(found.dead_by_seconds),
+        proven_seconds=below(found.proven_seconds),
+        dead_by_seconds=above(found.dead_by_seconds),
         estimate_seconds=None if found.estimate_seconds is None else round(found.estimate_seconds, 3),
         likely=likely_culprits(
             catalogue,
@@ -323,7 +313,7 @@ def _age(seconds: float) -> float:
 
     Never 0, which most pools take for no limit; no clock in a pool is finer than a millisecond.
     """
-    return int(seconds) if seconds >= 1 else max(LEAST_AGE, _below(seconds))
+    return int(seconds) if seconds >= 1 else max(LEAST_AGE, below(seconds))
 
 
 def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[float, Remark] | None:
@@ -332,14 +322,16 @@ def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[float, Remark] | No
         age = idle.lifetime.proven_seconds
         because = Remark(
             code="share_of_lifetime",
-            text=f"pool_recycle is {policy.safety:g} of the age that connections are proven to reach, {age:.1f} s.",
+            text=f"pool_recycle is {policy.safety:g} of the age that connections are proven to reach,"
+            f" {at_least(age)} s.",
         )
     elif idle.suspected_age_seconds is not None:
         age = idle.suspected_age_seconds
         because = Remark(
             code="lifetime_suspected",
-            text=f"A connection in constant use lived to the age of {age:.1f} s and died soon after, for no reason that"
-            f" shows. Until it is known whether that repeats itself, pool_recycle is {policy.safety:g} of that age.",
+            text=f"A connection in constant use lived to the age of {at_least(age)} s and died soon after, for no"
+            " reason that shows. Until it is known whether that repeats itself, pool_recycle is"
+            f" {policy.safety:g} of that age.",
         )
     else:
         return None
@@ -355,13 +347,13 @@ def _share_of_rest(
         if share > policy.max_pool_recycle:
             return recycle, Remark(
                 code="capped_by_policy",
-                text=f"Connections resting {limit.proven_seconds:.0f} s survive; policy.max_pool_recycle caps the"
+                text=f"Connections resting {at_least(limit.proven_seconds)} s survive; policy.max_pool_recycle caps the"
                 f" advice at {recycle} s.",
             )
         return recycle, Remark(
             code="share_of_proven",
             text=f"pool_recycle is {policy.safety:g} of the longest rest proven to survive,"
-            f" {_told(limit.proven_seconds)} s.",
+            f" {at_least(limit.proven_seconds)} s.",
         )
     if limit is not None and limit.dead_by_seconds is not None:
         shortest_rest = min(shortest_rest, limit.dead_by_seconds)  # by now shorter ones are under test
@@ -398,9 +390,9 @@ def _recycle_with_keepalive(
     return age, (
         Remark(
             code="kept_by_keepalive",
-            text=f"TCP keepalive holds this path: a connection with it rested {kept_seconds:.0f} s and lived, where"
-            f" others are dead by {limit.dead_by_seconds:.1f} s. With the socket options advised, pool_recycle can be"
-            f" {age} s, and no rest up to that costs a reconnect.",
+            text=f"TCP keepalive holds this path: a connection with it rested {at_least(kept_seconds)} s and lived,"
+            f" where others are dead by {at_most(limit.dead_by_seconds)} s. With the socket options advised,"
+            f" pool_recycle can be {age} s, and no rest up to that costs a reconnect.",
         ),
     )
 
@@ -413,7 +405,7 @@ def _about_short_lives(recycle: float, limit: IdleLimit | None, lifetime: Lifeti
     return (
         Remark(
             code="too_short_to_pool",
-            text=f"Connections here are dead by {_told(min(seen))} s, too soon for most pools: with pool_recycle ="
+            text=f"Connections here are dead by {at_most(min(seen))} s, too soon for most pools: with pool_recycle ="
             f" {recycle:g} s every connection is replaced when it is wanted after that."
             f"{coarse if min(seen) <= 1 else ''} Find what ends connections so soon and have it wait longer, or do"
             " without a pool (SQLAlchemy: NullPool).",
@@ -523,14 +515,15 @@ def _about_age(idle: IdleStatus, lifetime: LifetimeLimit | None) -> tuple[Remark
         return (
             Remark(
                 code="no_lifetime_limit_seen",
-                text=f"A connection in constant use has reached the age of {busy:.0f} s: no limit on age up to there.",
+                text=f"A connection in constant use has reached the age of {at_least(busy)} s: no limit on age up to"
+                " there.",
             ),
         )
     return (
         Remark(
             code="lifetime_limit_measured",
             text=f"Connections die at an age of {lifetime.estimate_seconds or 0:.1f} s, however busy they are (lived"
-            f" {lifetime.proven_seconds:.1f} s, dead by {lifetime.dead_by_seconds or 0:.1f} s),"
+            f" {at_least(lifetime.proven_seconds)} s, dead by {at_most(lifetime.dead_by_seconds or 0)} s),"
             f" {_DEATH_TOLD[lifetime.death]}. Neither use nor keepalive helps: only a pool_recycle below it does.",
         ),
     )
@@ -608,23 +601,23 @@ def _about_the_limit(idle: IdleStatus) -> Remark:
     proven, dead_by = idle.proven_seconds, idle.dead_by_seconds
     if idle.exhausted:
         return Remark(
-            code="no_limit_seen", text=f"Connections survived {_told(proven or 0)} s of rest: no idle limit seen."
+            code="no_limit_seen", text=f"Connections survived {at_least(proven or 0)} s of rest: no idle limit seen."
         )
     if dead_by is None and idle.lifetime is not None:
         return Remark(
             code="no_limit_seen",
-            text=f"Connections survived {_told(proven or 0)} s of rest: no idle limit shows before age ends them.",
+            text=f"Connections survived {at_least(proven or 0)} s of rest: no idle limit shows before age ends them.",
         )
     if dead_by is None:
         if proven is None:
             return Remark(code="measuring", text="The first connections are still resting; nothing is known yet.")
         return Remark(
-            code="measuring", text=f"Connections survived {_told(proven)} s of rest so far; none has died of it."
+            code="measuring", text=f"Connections survived {at_least(proven)} s of rest so far; none has died of it."
         )
     if idle.status is Status.MEASURING or idle.estimate_seconds is None:
         return Remark(
             code="limit_bracketed",
-            text=f"The idle limit lies between {_told(proven or 0)} s and {_told(dead_by)} s; it is being narrowed"
+            text=f"The idle limit lies between {at_least(proven or 0)} s and {at_most(dead_by)} s; it is being narrowed"
             " down.",
         )
     told = {
@@ -635,8 +628,8 @@ def _about_the_limit(idle: IdleStatus) -> Remark:
     }[idle.status]
     return Remark(
         code="idle_limit_measured",
-        text=f"The idle limit of this path is {_told(idle.estimate_seconds)} s (survived {_told(proven or 0)} s, dead"
-        f" by {_told(dead_by)} s): {told}.",
+        text=f"The idle limit of this path is {_told(idle.estimate_seconds)} s (survived {at_least(proven or 0)} s,"
+        f" dead by {at_most(dead_by)} s): {told}.",
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sidecar.core.bounds import at_least, at_most
 from sidecar.core.facts import Death
 from sidecar.core.recommendation import IdleLimit, LifetimeLimit, Remark, Verdict
 
@@ -64,17 +65,17 @@ def judge_application(
         return Verdict(
             verdict="protected",
             because=f"pool_recycle = {recycle:g} s: no connection older than that is handed out, and"
-            f" {limit.proven_seconds:.1f} s of rest are proven to survive.",
+            f" {at_least(limit.proven_seconds)} s of rest are proven to survive.",
         )
     if limit.death is not None:
-        return _without_recycle(settings, f"connections that rested longer than {oldest:.1f} s", limit.death)
+        return _without_recycle(settings, f"connections that rested longer than {at_least(oldest)} s", limit.death)
     if lifetime is not None and lifetime.death is not None:
         return _without_recycle(
-            settings, f"connections older than {lifetime.dead_by_seconds or oldest:.1f} s", lifetime.death
+            settings, f"connections older than {at_most(lifetime.dead_by_seconds or oldest)} s", lifetime.death
         )
     return Verdict(
         verdict="unknown",
-        because=f"Connections survived {limit.proven_seconds:.0f} s of rest so far; whether they survive until"
+        because=f"Connections survived {at_least(limit.proven_seconds)} s of rest so far; whether they survive until"
         f" {_age(recycle)} is not known yet.",
     )
 
@@ -113,7 +114,8 @@ def _by_activity(activity: Activity | None, limit: IdleLimit) -> Verdict:
         return Verdict(
             verdict="exposed",
             because=f"{untold}, but the server shows a session of it that has rested longer than the"
-            f" {limit.dead_by_seconds:.1f} s a connection lives here: its next query {_MEETS[limit.death]}{unless}.",
+            f" {at_most(limit.dead_by_seconds)} s a connection lives here: its next query"
+            f" {_MEETS[limit.death]}{unless}.",
         )
     return Verdict(
         verdict="unknown",
@@ -149,7 +151,8 @@ def about_activity(activity: Activity, limit: IdleLimit | None) -> tuple[Remark,
             Remark(
                 code="application_rests_too_long",
                 text=f"The server still counts a session of the application that has rested {rest:.0f} s, longer than"
-                f" connections live on this path ({limit.dead_by_seconds:.1f} s): its client's end is probably dead.",
+                f" connections live on this path ({at_most(limit.dead_by_seconds)} s): its client's end is probably"
+                " dead.",
             )
         )
     return tuple(remarks)

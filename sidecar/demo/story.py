@@ -20,7 +20,7 @@ from sidecar.demo.path import Fault, FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, ServerError
 from sidecar.demo.service import Service, ServiceError, run_service
 from sidecar.demo.standby import StandbyServer
-from sidecar.terminal import Show, findings, progress, seconds
+from sidecar.terminal import Show, dead, findings, lived, progress, seconds
 
 _FAULTS: Mapping[str, Fault | None] = {"silent": "silent", "reset": "reset", "close": "close", "server": None}
 """By `--path`. `server` is a plain connection: there PostgreSQL itself ends idle sessions."""
@@ -137,8 +137,8 @@ class _Story:
         limit = advice["idle_limit"]
         error: float = limit["estimate_seconds"] / self._limit_seconds - 1
         lines = {
-            "Limit found": f"{seconds(limit['estimate_seconds'])}: proven to live {seconds(limit['proven_seconds'])}, "
-            f"dead by {seconds(limit['dead_by_seconds'])}; {advice['status']} after {self._elapsed:.0f} s",
+            "Limit found": f"{seconds(limit['estimate_seconds'])}: proven to live {lived(limit['proven_seconds'])}, "
+            f"dead by {dead(limit['dead_by_seconds'])}; {advice['status']} after {self._elapsed:.0f} s",
             "True limit": f"{seconds(self._limit_seconds)}, so the error is {error:+.1%}",
             "An application": f"with SQLAlchemy's defaults, on this path all the while: its query after "
             f"{seconds(_application_rest(self._limit_seconds))} of rest {application}",

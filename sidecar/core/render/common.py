@@ -43,8 +43,8 @@ def _evidence(advice: Recommendation) -> str:
     if limit is None:
         return "Nothing is proven yet: these settings are cautious and grow with the evidence."
     if limit.dead_by_seconds is None:
-        return f"Connections survived {limit.proven_seconds:g} s of rest; no idle limit is known yet."
-    told = f"Resting connections live {limit.proven_seconds:g} s and are dead by {limit.dead_by_seconds:g} s"
+        return f"Connections survived {plain(limit.proven_seconds)} s of rest; no idle limit is known yet."
+    told = f"Resting connections live {plain(limit.proven_seconds)} s and are dead by {plain(limit.dead_by_seconds)} s"
     if limit.death is not None:
         told += f", {_DEATH_TOLD[limit.death]}"
     return told + (". TCP keepalives do not restart this limit." if limit.keepalive_helps is False else ".")

@@ -2,7 +2,7 @@
 
 import { Live, get } from "./live.js";
 import { latency, survival, timeline } from "./pictures.js";
-import { clock, element, limit, milliseconds, seconds, span } from "./units.js";
+import { atLeast, atMost, clock, element, limit, milliseconds, seconds, span } from "./units.js";
 
 const STAGES = ["measuring", "provisional", "confirmed", "verified"];
 const STAGE_MEANS = {
@@ -154,21 +154,21 @@ class Section {
     if (found?.estimate_seconds != null && status !== "measuring") {
       headline = element("p", { class: "headline" }, "Idle connections die after ", element("strong", { class: "limit" }, limit(found.estimate_seconds)), ".");
     } else if (found?.dead_by_seconds != null) {
-      headline = element("p", { class: "headline" }, "A limit shows between ", element("strong", {}, seconds(found.proven_seconds)), " and ", element("strong", {}, seconds(found.dead_by_seconds)), "; it is being narrowed down.");
+      headline = element("p", { class: "headline" }, "A limit shows between ", element("strong", {}, seconds(atLeast(found.proven_seconds))), " and ", element("strong", {}, seconds(atMost(found.dead_by_seconds))), "; it is being narrowed down.");
     } else if (lifetime) {
-      headline = element("p", { class: "headline" }, "Connections die at the age of ", element("strong", { class: "limit" }, limit(lifetime.estimate_seconds ?? lifetime.dead_by_seconds)), ", however busy they are.");
+      headline = element("p", { class: "headline" }, "Connections die at the age of ", element("strong", { class: "limit" }, limit(lifetime.estimate_seconds ?? atMost(lifetime.dead_by_seconds))), ", however busy they are.");
     } else if (found) {
-      headline = element("p", { class: "headline" }, "Connections survived ", element("strong", {}, limit(found.proven_seconds)), " of rest so far; none has died of it.");
+      headline = element("p", { class: "headline" }, "Connections survived ", element("strong", {}, limit(atLeast(found.proven_seconds))), " of rest so far; none has died of it.");
     } else {
       headline = element("p", { class: "headline" }, "The first connections are still resting; nothing is known yet.");
     }
-    if (found) row("proven to live", limit(found.proven_seconds));
-    if (found?.dead_by_seconds != null) row("dead by", limit(found.dead_by_seconds));
+    if (found) row("proven to live", limit(atLeast(found.proven_seconds)));
+    if (found?.dead_by_seconds != null) row("dead by", limit(atMost(found.dead_by_seconds)));
     if (found?.death) row("how they die", DEATHS[found.death] ?? found.death, found.sqlstate ? ` (SQLSTATE ${found.sqlstate})` : "");
     if (found?.likely.length) row("probably", found.likely.map((culprit) => culprit.component).join("; or "));
     if (found?.keepalive_helps != null) row("TCP keepalive", found.keepalive_helps ? "holds connections open beyond the limit" : "does not help against this limit");
     if (lifetime) {
-      row("lifetime limit", `${limit(lifetime.proven_seconds)} proven${lifetime.dead_by_seconds == null ? "" : `, dead by ${limit(lifetime.dead_by_seconds)}`}`);
+      row("lifetime limit", `${limit(atLeast(lifetime.proven_seconds))} proven${lifetime.dead_by_seconds == null ? "" : `, dead by ${limit(atMost(lifetime.dead_by_seconds))}`}`);
       if (lifetime.death) row("of age they die", DEATHS[lifetime.death] ?? lifetime.death);
       if (lifetime.likely.length) row("probably", lifetime.likely.map((culprit) => culprit.component).join("; or "));
     }

@@ -1,7 +1,7 @@
 // The pictures, drawn for the width they get, so that text keeps its size. What each shows is also said in words.
 // Kinds differ by shape and by lane, never by colour alone.
 
-import { clock, limit, milliseconds, seconds, shape, span } from "./units.js";
+import { atLeast, atMost, clock, limit, milliseconds, seconds, shape, span } from "./units.js";
 
 const DEATHS = { silent: "died silently", reset_on_use: "died, reset on use", closed: "died, closed at rest", fatal: "died, told by the server" };
 const LABEL = 6.4; // width of a character of a label, about
@@ -67,8 +67,8 @@ function marksOf(advice, resting) {
   return [
     advice && { name: "pool_recycle", at: advice.settings.pool_recycle, kind: "recycle" },
     guard?.until_seconds && { name: "guard", at: guard.until_seconds, kind: "guard" },
-    found?.proven_seconds > 0 && { name: "proven", at: found.proven_seconds, kind: "proven" },
-    found?.dead_by_seconds != null && { name: "dead by", at: found.dead_by_seconds, kind: "dead" },
+    found?.proven_seconds > 0 && { name: "proven", at: found.proven_seconds, said: atLeast(found.proven_seconds), kind: "proven" },
+    found?.dead_by_seconds != null && { name: "dead by", at: found.dead_by_seconds, said: atMost(found.dead_by_seconds), kind: "dead" },
   ].filter(Boolean);
 }
 
@@ -130,7 +130,7 @@ function drawResting(resting, x, y) {
 
 function drawMark(mark, x, top, y, width) {
   const at = x(mark.at);
-  const text = `${mark.name} ${seconds(mark.at)}`;
+  const text = `${mark.name} ${seconds(mark.said ?? mark.at)}`;
   const length = text.length * LABEL * 1.1;
   const before = at + 6 + length > width || (mark.kind !== "dead" && mark.kind !== "recycle" && at > length + 6);
   return shape("g", { class: `mark ${mark.kind}` },
@@ -211,8 +211,8 @@ function drawKnown(mark, top) {
 function inWords(lanes, advice, resting) {
   const told = lanes.map((lane) => `${lane.rests.length} ${lane.name}${lane.rests.length ? `, from ${seconds(Math.min(...lane.rests))} to ${seconds(Math.max(...lane.rests))}` : ""}`);
   const found = advice?.idle_limit;
-  if (found) told.push(`proven to live ${limit(found.proven_seconds)}`);
-  if (found?.dead_by_seconds != null) told.push(`dead by ${limit(found.dead_by_seconds)}`);
+  if (found) told.push(`proven to live ${limit(atLeast(found.proven_seconds))}`);
+  if (found?.dead_by_seconds != null) told.push(`dead by ${limit(atMost(found.dead_by_seconds))}`);
   return `Rests of connections by their length: ${[...told, `${resting.length} resting now`].join("; ")}.`;
 }
 

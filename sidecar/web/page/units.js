@@ -9,6 +9,12 @@ export function seconds(value) {
   return `${trim(value.toFixed(value < 1000 ? 1 : 0))} s`;
 }
 
+// Bounds are rounded away from the limit between them: no digit claims more than was seen.
+
+const step = (value) => (value < 1 ? 1 : value < 1000 ? 100 : 1000); // milliseconds, as `seconds` shows them
+export const atLeast = (value) => value == null ? value : (Math.floor(Math.round(value * 1000) / step(value)) * step(value)) / 1000;
+export const atMost = (value) => value == null ? value : (Math.ceil(Math.round(value * 1000) / step(value)) * step(value)) / 1000;
+
 /** A span of time in the words of everyday: 45 s, 5 min 50 s, 2 h. */
 export function span(value) {
   if (value == null) return UNKNOWN;
