@@ -28,9 +28,9 @@ from unittest import mock
 
 from bench.simulation import Simulation, World
 from sidecar.catalogue import known_limits
-from sidecar.core import idle, ladder
+from sidecar.core import ladder
 from sidecar.core.attribution import defaults
-from sidecar.core.ladder import RESOLUTION
+from sidecar.core.ladder import RESOLUTION, SPARED_UNTIL
 from sidecar.core.recommendation import Status
 
 SHORTEST, LONGEST, FLOOR, CAP = 20.0, 28_800.0, 5.0, 86_400.0
@@ -60,7 +60,7 @@ class Case:
     share: float = 0.0  # of paths with a fifth of the limit
     factor: float = 1.0  # what the limit becomes in mid-monitoring
     step: float = 1.0  # of an even ladder that knows no defaults
-    sentinel: bool = True
+    spared: float = inf  # the sentinel of that, until so much is survived
 
 
 @dataclass
@@ -147,10 +147,11 @@ def _start(case: Case, seed: int, known: tuple[float, ...] = DEFAULTS) -> tuple[
 
 
 def even(case: Case, seed: int) -> Run:
-    """The machine with an even ladder that knows no defaults, with its sentinel or without: what each of them costs."""
+    """The machine with an even ladder that knows no defaults: what they and the sentinel cost."""
     with (
         mock.patch.object(ladder, "_STEPS", ((2, case.step),)),
-        mock.patch.object(idle, "has_sentinel", return_value=case.sentinel),
+        mock.patch.object(ladder, "_BETWEEN", {}),
+        mock.patch.object(ladder, "SPARED_UNTIL", case.spared),
     ):
         return measure(case, seed, known=())
 
@@ -368,14 +369,17 @@ def _mean(runs: list[Run], name: str) -> str:
 def prices(bench: Bench) -> None:
     print("\n## What the defaults and the sentinel cost\n")
     print(
-        "K = 8, any limit, deaths reset on use, ±2 %: a ladder of even steps that knows no defaults. The sentinel shows"
-        " a visible death at 1.00 T.\n"
+        "K = 8, any limit, ±2 %: a ladder of even steps that knows no defaults, its sentinel spared until so much is"
+        " survived.\n"
     )
-    print("| widest step | with the sentinel | without |")
-    print("| --- | --- | --- |")
-    for step in (1.23, 1.27, 1.31, 1.35, 1.40):
-        cells = (cell(times(bench.of(even, Case(step=step, sentinel=spared)), "2 %")) for spared in (True, False))
-        print(f"| {step:.2f} | {' | '.join(cells)} |")
+    spared = {"never": 0.0, f"{SPARED_UNTIL:.0f} s": SPARED_UNTIL, "all along": inf}
+    print("| widest step | deaths | " + " | ".join(f"spared {until}" for until in spared) + " |")
+    print("| --- | --- | --- | --- | --- |")
+    for step, death in (*((step, "reset") for step in (1.23, 1.27, 1.31, 1.35, 1.40)), (1.31, "close")):
+        cells = (
+            cell(times(bench.of(even, Case(step=step, death=death, spared=until)), "2 %")) for until in spared.values()
+        )
+        print(f"| {step:.2f} | {DEATHS[death]} | {' | '.join(cells)} |")
 
 
 def honesty(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from math import exp, inf, log
 
 import pytest
@@ -14,6 +15,7 @@ from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.evidence import Observation
 from sidecar.core.facts import Aged, Cause, Death, Died, Disturbed, Ending, Fact, Identity, Opened, OpenFailed, Survived
 from sidecar.core.idle import BACKOFF_SECONDS, PATIENCE_SECONDS, IdleMachine, IdleStatus, Stage
+from sidecar.core.ladder import SPARED_UNTIL
 from sidecar.core.recommendation import Status
 
 LIMIT = 350.0
@@ -90,6 +92,27 @@ def test_a_visible_death_is_known_the_moment_it_happens() -> None:
     run = world(death="close").run(reaches(Status.PROVISIONAL), give_up=10 * LIMIT)
     assert run.now == pytest.approx(LIMIT, abs=2.0)
     assert status(run).estimate_seconds == pytest.approx(LIMIT, abs=0.01)
+
+
+@pytest.mark.parametrize("limit", [100.0, 700.0, 1700.0])
+def test_the_sentinel_shows_a_visible_death_as_long_as_it_is_spared(limit: float) -> None:
+    run = world(limit, death="close").run(reaches(Status.PROVISIONAL), give_up=10 * limit)
+    assert run.now == pytest.approx(limit, abs=0.5)
+
+
+def test_the_sentinel_takes_the_first_rung_after_it_was_spared() -> None:
+    """It is the oldest of all: that rung is reached at no more than its own length."""
+    run = world(2500.0, defaults=(SPARED_UNTIL, 1800.0)).run(at(2400.0), give_up=2400.0)
+    ended = next(o for o in run.observations if o.idle_seconds > 1800.0)
+    assert (ended.arm, ended.outcome) == ("search", "survived")
+    assert ended.at == pytest.approx(ended.idle_seconds, abs=1.0)
+
+
+def test_no_rung_is_climbed_to_twice() -> None:
+    run = world(inf, cap=5000.0).run(reaches(Status.VERIFIED), give_up=20_000.0)
+    climbed = sorted(o.idle_seconds for o in run.observations if o.arm == "search" and o.idle_seconds < 4900.0)
+    assert len(climbed) > 15
+    assert all(high > 1.05 * low for low, high in pairwise(climbed))
 
 
 def test_a_silent_death_delays_the_search_by_a_moment_only() -> None:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.core.ladder import RESOLUTION, Prior, best_test, next_rung, rungs, settled
+from sidecar.catalogue import known_limits
+from sidecar.core import attribution
+from sidecar.core.ladder import RESOLUTION, SPARED_UNTIL, Prior, best_test, rungs, settled, spares_sentinel
 
 DEFAULTS = (60.0, 300.0, 340.0, 350.0, 600.0, 3600.0, 28800.0)
 SECONDS = st.floats(min_value=1.0, max_value=1e5)
@@ -41,13 +43,27 @@ def test_more_connections_take_narrower_steps() -> None:
     assert lengths == sorted(set(lengths))
 
 
-def test_a_survivor_takes_the_lowest_free_rung_above_what_is_proven() -> None:
-    ladder = (5.0, 10.0, 20.0, 40.0)
-    assert next_rung(ladder, 0.0, ()) == 5.0
-    assert next_rung(ladder, 5.0, {10.0, 20.0}) == 40.0
-    assert next_rung(ladder, 15.0, ()) == 20.0
-    assert next_rung(ladder, 15.0, {20.0, 40.0}) is None
-    assert next_rung(ladder, 40.0, ()) is None
+def test_the_rungs_found_by_search_stand_between_the_well_known_defaults() -> None:
+    known = attribution.defaults(known_limits())
+    ladder = rungs(5.0, 86_400.0, 8, known)
+    on_defaults = set(rungs(5.0, 86_400.0, 8, known, {8: (10.0,)})) & set(ladder)
+    assert all(any(1.015 * d < rung < 1.07 * d for rung in on_defaults) for d in known if d <= 86_400.0)
+    assert set(ladder) > on_defaults
+    assert ladder != rungs(5.0, 86_400.0, 8, known, {})
+    assert max(high / low for low, high in pairwise(ladder)) < 2.2
+
+
+def test_where_the_found_rungs_leave_a_wide_gap_steps_are_even() -> None:
+    """Other defaults, another floor: the search did not know of them."""
+    assert rungs(100.0, 1600.0, 8, (), {8: (1500.0,)}) == pytest.approx(rungs(100.0, 1600.0, 8, (), {}))
+    assert rungs(100.0, 400.0, 8, (), {8: (200.0,)}) == (100.0, 200.0, 400.0)
+    assert rungs(100.0, 400.0, 8, (), {8: (102.0, 200.0, 399.0)}) == (100.0, 200.0, 400.0)
+
+
+def test_a_sentinel_is_spared_by_those_who_can_and_while_much_can_show_on_it() -> None:
+    assert [spares_sentinel(connections, 0.0) for connections in (2, 5, 6, 8)] == [False, False, True, True]
+    assert spares_sentinel(8, SPARED_UNTIL - 1)
+    assert not spares_sentinel(8, SPARED_UNTIL)
 
 
 @settings(deadline=None)  # a plan may take a tenth of a second, and the machine may stand still meanwhile

@@ -51,7 +51,7 @@ from sidecar.core.deaths import Case, Inquest
 from sidecar.core.evidence import Observation
 from sidecar.core.facts import Aged, Cause, Death, Died, Disturbed, Fact, Identity, Opened, OpenFailed, Survived
 from sidecar.core.knowledge import BEYOND, CONFIRM_WITHIN, Knowledge, Trial, visible_resolution
-from sidecar.core.ladder import Prior, best_test, has_sentinel, next_rung, rungs, settled
+from sidecar.core.ladder import SAME, Prior, best_test, rungs, settled, spares_sentinel
 from sidecar.core.lifetime import Life
 from sidecar.core.recommendation import Keepalive, LifetimeLimit, Status
 from sidecar.core.views import ProbeView
@@ -542,21 +542,20 @@ class IdleMachine:
             self._goals_in_the_bracket(known.low, high, now)
 
     def _goals_on_the_ladder(self) -> None:
+        """The older a connection, the lower its rung: so each rung is reached as soon as can be."""
         low = min(self._climbed, self._known.low)
-        seekers = list(self._probes.values())
-        if has_sentinel(self._budget) and seekers:
+        probes = sorted(self._probes.values(), key=lambda probe: probe.since)
+        climbing = [probe for probe in probes if probe.state == "resting"]
+        if spares_sentinel(self._budget, low) and probes:
             # When the last sentinel was asked, the connection with the least rest behind it takes its place.
-            sentinel = next((probe for probe in seekers if probe.arm is Arm.SENTINEL), None)
-            sentinel = sentinel or max(seekers, key=lambda probe: (probe.goal is None, probe.since))
+            sentinel = next((probe for probe in probes if probe.arm is Arm.SENTINEL), None)
+            sentinel = sentinel or max(probes, key=lambda probe: (probe.goal is None, probe.since))
             sentinel.arm, sentinel.goal = Arm.SENTINEL, None
-            seekers.remove(sentinel)
-        taken = {probe.goal for probe in seekers if probe.goal is not None}
-        for probe in seekers:
-            probe.arm = Arm.SEARCH
-            if probe.state == "resting" and (probe.goal is None or probe.goal <= low):
-                probe.goal = next_rung(self._ladder, low, taken)
-                if probe.goal is not None:
-                    taken.add(probe.goal)
+            climbing = [probe for probe in climbing if probe is not sentinel]
+        asked = {probe.goal for probe in probes if probe.state in ("using", "overdue")}
+        free = iter([rung for rung in self._ladder if rung > SAME * low and rung not in asked])
+        for probe in climbing:
+            probe.arm, probe.goal = Arm.SEARCH, next(free, None)
 
     def _goals_in_the_bracket(self, low: float, high: float, now: float) -> None:
         resting = {probe.connection: probe for probe in self._probes.values() if probe.state == "resting"}

@@ -12,10 +12,15 @@ One connection alone (doubling, then bisection: RFC 3489 section 10.2, RFC 5780 
 because every question costs a fresh rest. With K connections resting side by side the questions overlap:
 
 ladder
-    All connections always age towards the next untested rungs. A survivor takes the next free rung, so the rungs are
-    passed in order while nobody waits for anybody. Rungs are spaced evenly on a logarithmic scale, because an unknown
-    T is as likely in one octave as in the next, and one rung stands just above each well-known default, because most
-    limits were never changed.
+    All connections always age towards the next untested rungs, the oldest towards the lowest. A survivor takes the next
+    free rung, so the rungs are passed in order while nobody waits for anybody. One rung stands just above each
+    well-known default, because most limits were never changed. Between them the rungs are spread over a logarithmic
+    scale, because an unknown T is as likely in one octave as in the next.
+
+sentinel
+    One connection is spared: not used, it shows a death that can be seen at exactly T. It costs a climber, the more so
+    the further apart the defaults are, and the further up, the less remains for it to show. So it rests until
+    `SPARED_UNTIL` is survived, and then climbs with the others: as the oldest of all it reaches the next rung first.
 
 refinement
     When the first connection dies, the others already have staggered ages around the bracket. A test of a rest no
@@ -25,11 +30,12 @@ refinement
 The ladder trades two losses against each other: narrow steps need many rests one after the other, wide steps
 overshoot T and leave a wide bracket to refine. A rung is reached the sooner, the longer ago its connection was opened,
 so narrow steps before a default delay the default. Hence two defaults rather close together have no rung between them.
+For as many connections as most will use the rungs between the defaults were found by search (`bench/ladder.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, inf, log, sqrt
@@ -44,12 +50,21 @@ TOLERANCE = 0.015
 DEFAULT_WEIGHT = 0.7
 """What one well-known default weighs in the prior: as much as all other limits within this many nats (one octave)."""
 
+SAME = 1.0001
+"""Rests closer together than this ratio are not told apart."""
+
+SPARED_UNTIL = 1200.0
+"""The sentinel climbs once so many seconds are survived: most limits lie below the first rung beyond."""
+
 _MARGIN = 1 + TOLERANCE + 0.0005  # a rung stands this far above a default: just where the default itself has died
 _MERGED = 1.05  # two defaults closer together share the upper one's rung: a bracket this narrow is settled anyway
 _STEPS = ((2, 1.85), (4, 1.8), (8, 1.5), (16, 1.3))  # widest step of the ladder, by number of connections
-_LEFT_OPEN = 1.75  # between two defaults no further apart than this no rung is added
+_LEFT_OPEN = 1.75  # between two defaults no further apart than this no rung is added to even steps
+_BETWEEN: Mapping[int, tuple[float, ...]] = {  # the rungs between the well-known defaults, by number of connections
+    8: (7.2, 9.5, 12.9, 27.9, 38.7, 81.3, 119.8, 176.3, 2617.0, 4731.0, 5980.0, 11_900.0, 17_600.0, 24_400.0),
+}
+_WIDE = 2.2  # wider than any step among those: there the defaults are others, or the range is, and steps are even
 
-_SAME = 1.0001  # rests closer together are not told apart
 _FRESH = 0.9  # what a bracket costs that only connections opened anew can settle, in units of its lower end
 _MOST_PLANNED = 5  # connections that enter a plan: more would only cost time to think
 _MOST_CELLS = 14  # of a bracket, in a plan
@@ -86,20 +101,27 @@ def settled(low: float, high: float) -> bool:
     return high <= low * RESOLUTION
 
 
-def has_sentinel(connections: int) -> bool:
-    """Whether one connection of so many is spared as a sentinel.
+def spares_sentinel(connections: int, low: float) -> bool:
+    """Whether one connection of so many is spared as a sentinel once `low` seconds are survived.
 
-    It is never used before the first death: a death that can be seen shows on it at exactly T, and used as a witness
-    after a silent death it exposes one that had another cause.
+    A death that can be seen shows on it at exactly T, and used as a witness after a silent death it exposes one that
+    had another cause.
     """
-    return connections >= 6
+    return connections >= 6 and low < SPARED_UNTIL
 
 
-def rungs(floor: float, cap: float, connections: int, defaults: Iterable[float] = ()) -> tuple[float, ...]:
+def rungs(
+    floor: float,
+    cap: float,
+    connections: int,
+    defaults: Iterable[float] = (),
+    between: Mapping[int, tuple[float, ...]] | None = None,
+) -> tuple[float, ...]:
     """The ladder: rests to try, ascending, in seconds, from `floor` to `cap`.
 
     `connections` counts all that may be open at once, the sentinel included. `defaults` are well-known limits; those
-    within floor … cap get a rung just above, even if that one lies a little beyond the cap.
+    within floor … cap get a rung just above, even if that one lies a little beyond the cap. `between` are the rungs to
+    put between them, by number of connections; where it has none, steps are even.
     """
     if not 0 < floor < cap:
         raise ValueError(f"floor must be above 0 and below cap, not {floor} and {cap}")
@@ -109,22 +131,16 @@ def rungs(floor: float, cap: float, connections: int, defaults: Iterable[float] 
             anchors.pop()
         if rung > floor:
             anchors.append(rung)
-    step = _widest_step(connections)
+    found = (_BETWEEN if between is None else between).get(connections, ())
+    widest, step = _WIDE if found else _LEFT_OPEN, _widest_step(connections)
     ladder = [floor]
     for start, end in pairwise(anchors):
-        steps = 1 if end <= start * _LEFT_OPEN else ceil(log(end / start) / log(step) - 1e-9)
-        ladder += [start * (end / start) ** (n / steps) for n in range(1, steps)]
-        ladder.append(end)
+        inside = [rung for rung in found if start * _MERGED < rung < end / _MERGED]
+        if max(high / low for low, high in pairwise([start, *inside, end])) > widest:
+            steps = ceil(log(end / start) / log(step) - 1e-9)
+            inside = [start * (end / start) ** (n / steps) for n in range(1, steps)]
+        ladder += [*inside, end]
     return tuple(ladder)
-
-
-def next_rung(ladder: Sequence[float], proven: float, taken: Collection[float]) -> float | None:
-    """The rest for a connection that starts anew: the lowest rung above `proven` that no other connection aims at.
-
-    `proven` is the longest rest survived (0 if none), `taken` the goals of the others, all in seconds. None when the
-    ladder is exhausted: the connection is not needed.
-    """
-    return next((rung for rung in ladder if rung > proven and rung not in taken), None)
 
 
 def best_test(low: float, high: float, ages: Mapping[int, float], prior: Prior) -> Use:
@@ -172,7 +188,7 @@ class _Plan:
             points |= {default * (2 - _MARGIN), default * _MARGIN}
         grid = [low]
         for point in sorted(points):
-            if grid[-1] * _SAME < point < high / _SAME:
+            if grid[-1] * SAME < point < high / SAME:
                 grid.append(point)
         return [*grid, high]
 
@@ -185,7 +201,7 @@ class _Plan:
         # The middle first: it is the likeliest choice, and a good one rules out others early.
         for at in sorted(range(lo + 1, hi), key=lambda at: abs(at - middle)):
             rest = grid[at]
-            age, n = next(((age, n) for age, n in ready if age <= rest * _SAME), (inf, -1))
+            age, n = next(((age, n) for age, n in ready if age <= rest * SAME), (inf, -1))
             if n < 0:
                 continue
             wait = max(0.0, rest - age)
@@ -201,7 +217,7 @@ class _Plan:
         return best, choice
 
     def _value(self, lo: int, hi: int, unused: int, passed: float) -> float:
-        if self._grid[hi] <= self._grid[lo] * self._cell * _SAME:
+        if self._grid[hi] <= self._grid[lo] * self._cell * SAME:
             return 0.0
         state = (lo, hi, unused, passed)
         value = self._values.get(state)
