@@ -22,9 +22,9 @@ REACHED = (Status.PROVISIONAL, Status.CONFIRMED, Status.VERIFIED)
 
 # connections: limits that pass until each of REACHED, where deaths show only on use, and where they show by themselves
 _MULTIPLES = {
-    2: ((4.8, 5.6, 7.2), (1.7, 2.7, 5.0)),
-    4: ((2.5, 2.8, 3.6), (1.2, 1.6, 2.8)),
-    8: ((1.6, 1.9, 2.5), (1.0, 1.2, 2.1)),
+    2: ((4.7, 5.6, 7.1), (2.0, 3.0, 5.3)),
+    4: ((2.5, 2.8, 3.7), (1.3, 1.7, 2.9)),
+    8: ((1.4, 1.7, 2.3), (1.0, 1.2, 2.1)),
     16: ((1.2, 1.3, 2.2), (1.0, 1.0, 2.0)),
 }
 
