@@ -69,7 +69,7 @@ def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool =
     return Cause.LIFETIME_LIMIT if aged else Cause.IDLE_LIMIT
 
 
-SETTLE_SECONDS = 0.25
+SETTLE_SECONDS = 0.2
 """After an end noticed at rest, before it is judged: others of the same moment must have time to show."""
 
 _REMEMBERED_LIVES = 32
