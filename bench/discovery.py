@@ -39,11 +39,10 @@ TOLERANCE = 0.015
 DEADLINE = 10.0  # seconds a silent use waits for its answer
 WITHIN_5 = 1.05 / 0.95
 SAFETY = 0.5  # the share of the proven rest that is advised
+WITHIN_RANGE = [default for default in DEFAULTS if SHORTEST <= default <= LONGEST]
 LIMITS = {
     "anything": lambda chance: exp(chance.uniform(log(SHORTEST), log(LONGEST))),
-    "defaults": lambda chance: (
-        chance.choice([d for d in DEFAULTS if SHORTEST <= d <= LONGEST]) * chance.uniform(1 - TOLERANCE, 1 + TOLERANCE)
-    ),
+    "defaults": lambda chance: chance.choice(WITHIN_RANGE) * chance.uniform(1 - TOLERANCE, 1 + TOLERANCE),
 }
 DEATHS = {"close": "visible", "reset": "reset on use", "silent": "silent"}
 

@@ -22,11 +22,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import exp, log
+from unittest import mock
 
-from bench.discovery import CAP, DEFAULTS, FLOOR, LONGEST, SHORTEST
+from bench.discovery import CAP, DEFAULTS, FLOOR, LONGEST, SHORTEST, TOLERANCE, WITHIN_RANGE, spread
 from sidecar.core import ladder
 from sidecar.core.idle import OPENING_SPACING_SECONDS
-from sidecar.core.ladder import Prior, best_test, rungs, settled
+from sidecar.core.ladder import Prior, best_test, rungs, settled, spares_sentinel
 
 PRIOR = Prior(DEFAULTS)
 # What is wanted of median and 95th percentile, and what a percent too much is worth.
@@ -49,15 +50,15 @@ OTHERS = {  # found with the weight of one kind 0: rungs, and until what is surv
 }  # fmt: skip
 
 
-def limits() -> dict[str, list[float]]:
+def _limits() -> dict[str, list[float]]:
     """Limits to judge by, ascending, of each kind."""
-    spread = [SHORTEST * (LONGEST / SHORTEST) ** ((n + 0.5) / POINTS) for n in range(POINTS)]
-    within = [default for default in DEFAULTS if SHORTEST <= default <= LONGEST]
-    near = [default * (0.985 + 0.03 * (n + 0.5) / 100) for default in within for n in range(100)]
-    return {"anything": spread, "defaults": sorted(near), "seen": spread}
+    even = [SHORTEST * (LONGEST / SHORTEST) ** ((n + 0.5) / POINTS) for n in range(POINTS)]
+    shares = [1 - TOLERANCE + 2 * TOLERANCE * (n + 0.5) / 100 for n in range(100)]
+    near = [default * share for default in WITHIN_RANGE for share in shares]
+    return {"anything": even, "defaults": sorted(near)}
 
 
-LIMITS = limits()
+LIMITS = _limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,9 @@ def judge(steps: Sequence[float], connections: int, spared_until: float) -> Verd
     ends, whens = [], []  # of the brackets that come out, ascending: the upper end, and when
     oldest = []  # of each rung: since when some connection has rested that is not used before
     low = 0.0
-    for rung, now, since, asked in _climb(steps, connections, spared_until):
+    with mock.patch.object(ladder, "SPARED_UNTIL", spared_until):
+        climbed = list(_climb(steps, connections))
+    for rung, now, since, asked in climbed:
         # Who dies is replaced. Whoever rested longer is the sentinel: it is asked as a witness, and dies, too.
         ages = (0.0 if n == asked or now - start > rung else now - start for n, start in enumerate(since))
         for end, after in _refine(low, rung, tuple(ages)):
@@ -92,24 +95,21 @@ def judge(steps: Sequence[float], connections: int, spared_until: float) -> Verd
             whens.append(now + after)
         oldest.append(min(since))
         low = rung
-        if rung > LONGEST:
-            break
     found = {
-        kind: _spread([whens[bisect_left(ends, limit)] / limit for limit in LIMITS[kind]])
-        for kind in ("anything", "defaults")
+        kind: spread(whens[bisect_left(ends, limit)] / limit for limit in limits) for kind, limits in LIMITS.items()
     }
-    seen = _spread([(oldest[bisect_left(steps, limit)] + limit) / limit for limit in LIMITS["seen"]])
+    seen = spread((oldest[bisect_left(steps, limit)] + limit) / limit for limit in LIMITS["anything"])
     return Verdict({**found, "seen": seen})
 
 
-def _climb(
-    steps: Sequence[float], connections: int, spared_until: float
-) -> Iterator[tuple[float, float, list[float], int]]:
-    """Of each rung: when it is reached, since when the connections have rested then, and which is used."""
+def _climb(steps: Sequence[float], connections: int) -> Iterator[tuple[float, float, list[float], int]]:
+    """Of each rung in range: when it is reached, since when the connections have rested then, and which is used."""
     since = [n * OPENING_SPACING_SECONDS for n in range(connections)]
     low = 0.0
     for rung in steps:
-        spares = connections >= 6 and low < spared_until
+        if low > LONGEST:
+            break
+        spares = spares_sentinel(connections, low)
         asked = min(range(spares, connections), key=since.__getitem__)  # the first one opened is the sentinel
         now = since[asked] + rung
         yield rung, now, list(since), asked
@@ -127,11 +127,6 @@ def _refine(low: float, high: float, ages: tuple[float, ...]) -> tuple[tuple[flo
     rest = ages[test.connection] + wait
     after = tuple(0.0 if n == test.connection else age + wait for n, age in enumerate(ages))
     return tuple((end, wait + then) for part in ((low, rest), (rest, high)) for end, then in _refine(*part, after))
-
-
-def _spread(values: list[float]) -> tuple[float, float]:
-    values.sort()
-    return values[len(values) // 2], values[int(0.95 * len(values))]
 
 
 def _moved(between: Sequence[float], chance: random.Random) -> tuple[float, ...]:

@@ -545,17 +545,17 @@ class IdleMachine:
         """The older a connection, the lower its rung: so each rung is reached as soon as can be."""
         low = min(self._climbed, self._known.low)
         probes = sorted(self._probes.values(), key=lambda probe: probe.since)
-        climbing = [probe for probe in probes if probe.state == "resting"]
+        sentinel = None
         if spares_sentinel(self._budget, low) and probes:
             # When the last sentinel was asked, the connection with the least rest behind it takes its place.
             sentinel = next((probe for probe in probes if probe.arm is Arm.SENTINEL), None)
             sentinel = sentinel or max(probes, key=lambda probe: (probe.goal is None, probe.since))
             sentinel.arm, sentinel.goal = Arm.SENTINEL, None
-            climbing = [probe for probe in climbing if probe is not sentinel]
         asked = {probe.goal for probe in probes if probe.state in ("using", "overdue")}
-        free = iter([rung for rung in self._ladder if rung > SAME * low and rung not in asked])
-        for probe in climbing:
-            probe.arm, probe.goal = Arm.SEARCH, next(free, None)
+        free = (rung for rung in self._ladder if rung > SAME * low and rung not in asked)
+        for probe in probes:
+            if probe.state == "resting" and probe is not sentinel:
+                probe.arm, probe.goal = Arm.SEARCH, next(free, None)
 
     def _goals_in_the_bracket(self, low: float, high: float, now: float) -> None:
         resting = {probe.connection: probe for probe in self._probes.values() if probe.state == "resting"}
