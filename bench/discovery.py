@@ -28,10 +28,10 @@ from unittest import mock
 
 from bench.simulation import Simulation, World
 from sidecar.catalogue import known_limits
-from sidecar.core import ladder
-from sidecar.core.attribution import defaults
-from sidecar.core.ladder import RESOLUTION, SPARED_UNTIL
-from sidecar.core.recommendation import Status
+from sidecar.core.advice.attribution import defaults
+from sidecar.core.evidence import Status
+from sidecar.core.idle import ladder
+from sidecar.core.idle.ladder import RESOLUTION, SPARED_UNTIL
 
 SHORTEST, LONGEST, FLOOR, CAP = 20.0, 28_800.0, 5.0, 86_400.0
 DEFAULTS = defaults(known_limits())

@@ -25,9 +25,9 @@ from math import exp, log
 from unittest import mock
 
 from bench.discovery import CAP, DEFAULTS, FLOOR, LONGEST, SHORTEST, TOLERANCE, WITHIN_RANGE, spread
-from sidecar.core import ladder
-from sidecar.core.idle import OPENING_SPACING_SECONDS
-from sidecar.core.ladder import Prior, best_test, rungs, settled, spares_sentinel
+from sidecar.core.idle import ladder
+from sidecar.core.idle.ladder import Prior, best_test, rungs, settled, spares_sentinel
+from sidecar.core.idle.machine import OPENING_SPACING_SECONDS
 
 PRIOR = Prior(DEFAULTS)
 # What is wanted of median and 95th percentile, and what a percent too much is worth.

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, inf
 
-from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.evidence import Observation
-from sidecar.core.facts import Aged, Cause, Died, Disturbed, Ending, Fact, Identity, Opened, OpenFailed, Survived
-from sidecar.core.idle import IdleMachine
+from sidecar.core.evidence import Aged, Cause, Disturbed, Ending, Observation
+from sidecar.core.identity import Identity
+from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
+from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.machine import IdleMachine
 
 VISIBLE = ("close", "fatal")  # deaths that show by themselves
 ENDINGS = {

@@ -6,7 +6,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from sidecar.core.attribution import KnownLimit
+from sidecar.core.advice.attribution import KnownLimit
 
 
 @cache

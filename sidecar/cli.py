@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> int:
     except ConfigurationError as error:
         raise Failure(2, *(_in_words_of_measure(fault) for fault in error.faults)) from None
 
-    from sidecar.core.render import FORMATS
+    from sidecar.core.advice.render import FORMATS
 
     if arguments.format not in FORMATS:
         raise Failure(2, f"--format: unknown word: takes {', '.join(FORMATS)}")
@@ -164,8 +164,8 @@ def shutdown(arguments: argparse.Namespace) -> int:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Tell what is behind an error message or a traceback, and what helps."""
-    from sidecar.core.errors import KNOWN_ERRORS
-    from sidecar.core.explain import as_text, root_cause
+    from sidecar.core.explain.explain import as_text, root_cause
+    from sidecar.core.explain.known_errors import KNOWN_ERRORS
 
     text = arguments.text
     if text == "-":

@@ -18,22 +18,21 @@ from typing import Any, Literal
 import orjson
 from rich.console import Console
 
-from sidecar import logs, terminal
+from sidecar import documents, logs, terminal
 from sidecar.catalogue import known_limits
-from sidecar.core.attribution import defaults
-from sidecar.core.evidence import Observation
-from sidecar.core.forecast import REACHED, forecast
-from sidecar.core.recommendation import Recommendation, Status
-from sidecar.core.render import FORMATS
+from sidecar.core.advice.attribution import defaults
+from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.advice.render import FORMATS
+from sidecar.core.evidence import Observation, Status
+from sidecar.core.idle.forecast import REACHED, forecast
 from sidecar.core.views import TargetView
 from sidecar.metrics import Counts
-from sidecar.probes.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
-from sidecar.probes.observer import observe
-from sidecar.probes.wire import ConnectionEnded
+from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
+from sidecar.probes.postgresql.observer import observe
+from sidecar.probes.postgresql.wire import ConnectionEnded
 from sidecar.settings import Settings
 from sidecar.target import Target
 from sidecar.threads import Threads
-from sidecar.web import documents
 
 TARGET = "default"
 

@@ -23,9 +23,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from sidecar import __version__
-from sidecar.core.evidence import OF_AGE, Outage
-from sidecar.core.facts import Cause, Death
-from sidecar.core.recommendation import IdleLimit, LifetimeLimit, Recommendation, Status
+from sidecar.core.advice.recommendation import IdleLimit, LifetimeLimit, Recommendation
+from sidecar.core.evidence import Cause, Death, Outage, OutageKind, Status
 from sidecar.core.views import Source
 
 PREFIX = "connection_health"
@@ -39,7 +38,7 @@ OUTAGE_KINDS = (
     "refusal",
     "authentication",
     "role_flip",
-    OF_AGE,
+    OutageKind.LIFETIME,
     "unknown",
 )
 VERDICTS = ("protected", "exposed", "unknown")
@@ -260,7 +259,7 @@ def _dead_tasks(faults: Iterable[str], target: str) -> int:
 
 def _last_outage_at(outages: Sequence[Outage]) -> float | None:
     for outage in reversed(outages):
-        if outage.kind == OF_AGE:
+        if outage.kind == OutageKind.LIFETIME:
             continue  # a session that was too old: the database was there
         spells = [spell for spell in (outage.connect, outage.read, outage.write) if spell is not None]
         if spells:

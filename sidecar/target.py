@@ -9,26 +9,25 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sidecar.catalogue import known_limits
-from sidecar.core.advice import Policy, advise, after_trials
-from sidecar.core.attribution import defaults
+from sidecar.core.advice.advice import Policy, advise, after_trials
+from sidecar.core.advice.attribution import defaults
+from sidecar.core.advice.ping_cost import PingCost, PingLedger, Spread
+from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.advice.trials import Attempt, TrialResult, attempts, kept_alive
+from sidecar.core.advice.verdict import Activity, ApplicationSettings
+from sidecar.core.availability.outages import found_over, of_age, over
+from sidecar.core.availability.readiness import Readiness, readiness
 from sidecar.core.budget import LEAST, Declared, connections_to_spare
-from sidecar.core.commands import Budget
-from sidecar.core.evidence import OF_AGE, STALE_WRITER, Observation, Outage
-from sidecar.core.facts import Cause, Disturbed
-from sidecar.core.idle import Arm, IdleMachine, IdleStatus, Stage
-from sidecar.core.latency import PingCost, PingLedger, Spread
-from sidecar.core.outages import found_over, of_age, over
-from sidecar.core.readiness import readiness
-from sidecar.core.recommendation import Recommendation
-from sidecar.core.trials import Attempt, TrialResult, attempts, kept_alive
-from sidecar.core.verdict import Activity, ApplicationSettings
-from sidecar.core.views import Readiness, TargetView
+from sidecar.core.evidence import STALE_WRITER, Arm, Cause, Disturbed, Observation, Outage, OutageKind, Outcome
+from sidecar.core.idle.commands import Budget
+from sidecar.core.idle.machine import IdleMachine, IdleStatus, Stage
+from sidecar.core.views import TargetView
 from sidecar.metrics import Counts
-from sidecar.probes.endpoint import Endpoint
-from sidecar.probes.heartbeat import Watch
-from sidecar.probes.observer import keep_observing
-from sidecar.probes.pool import CannotWrite, CheckedOut, Closed, HeldPool, PoolFact, PrePinged, TurnFailed
-from sidecar.probes.surveyor import Surveyor
+from sidecar.probes.availability import AvailabilityRunner
+from sidecar.probes.idle import IdleProbeRunner
+from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.postgresql.endpoint import Endpoint
+from sidecar.probes.postgresql.observer import keep_observing
 from sidecar.probes.trial import Trials
 from sidecar.settings import Settings
 
@@ -96,9 +95,9 @@ class Target:
             defaults=defaults(known_limits()),
             history=observations,
         )
-        self._surveyor = Surveyor(self._machine, endpoint, deadline_seconds=idle.deadline, record=self._observed)
-        self._pool = HeldPool(self._target, endpoint, self._pool_observed)
-        self._watch = Watch(
+        self._surveyor = IdleProbeRunner(self._machine, endpoint, deadline_seconds=idle.deadline, record=self._observed)
+        self._pool = CanaryPool(self._target, endpoint, self._pool_observed)
+        self._watch = AvailabilityRunner(
             name,
             self._target,
             endpoint,
@@ -186,7 +185,7 @@ class Target:
                     at=result.at,
                     regime=self._idle().regime,
                     arm=Arm.KEEPALIVE,
-                    outcome="survived",
+                    outcome=Outcome.SURVIVED,
                     idle_seconds=result.idle_seconds,
                     age_seconds=result.idle_seconds,
                 )
@@ -195,7 +194,7 @@ class Target:
     # -- what the parts tell --------------------------------------------------------------------------------------
 
     def _note_kept(self, observation: Observation) -> None:
-        if observation.arm == Arm.KEEPALIVE and observation.outcome == "survived":
+        if observation.arm == Arm.KEEPALIVE and observation.outcome == Outcome.SURVIVED:
             known = self._kept.get(observation.regime, 0.0)
             self._kept[observation.regime] = max(known, observation.idle_seconds)
 
@@ -204,7 +203,7 @@ class Target:
         known = observation.id in self.observations
         _remember(self.observations, observation.id, observation)
         self._keep(observation)
-        if observation.arm == Arm.LIFETIME and observation.outcome == "died":
+        if observation.arm == Arm.LIFETIME and observation.outcome == Outcome.DIED:
             for outage in [outage for outage in self.outages.values() if self._machine.explains(outage.id)]:
                 self._outage(outage)
         if known:
@@ -275,7 +274,7 @@ class Target:
 
     def _outage(self, outage: Outage) -> None:
         before = self.outages.get(outage.id)
-        if self._machine.explains(outage.id) or (before is not None and before.kind == OF_AGE):
+        if self._machine.explains(outage.id) or (before is not None and before.kind == OutageKind.LIFETIME):
             outage = of_age(outage)
         if outage == before:
             return

@@ -20,8 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.core.attribution import KnownLimit
-from sidecar.core.bounds import at_least, at_most
+from sidecar.core.advice.attribution import KnownLimit
+from sidecar.core.advice.bounds import at_least, at_most
 
 Document = Mapping[str, Any]
 Show = Callable[[float, Document, str], None]

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sidecar.core.evidence import Interval, Observation, Outage, Spell
-from sidecar.core.facts import Death, Identity
-from sidecar.core.journal import Journal
-from sidecar.core.latency import Spread
-from sidecar.core.recommendation import (
+from sidecar.core.advice.ping_cost import Spread
+from sidecar.core.advice.recommendation import (
     FailoverFigures,
     IdleLimit,
-    Keepalive,
     LifetimeLimit,
     LikelyCulprit,
     PoolSettings,
@@ -21,12 +17,16 @@ from sidecar.core.recommendation import (
     Recommendation,
     Remark,
     SocketOptions,
-    Status,
     Trial,
     Verdict,
     Verification,
 )
-from sidecar.core.views import ProbeView, Readiness, TargetView
+from sidecar.core.availability.readiness import Readiness
+from sidecar.core.evidence import Death, Downtime, Interval, Keepalive, Observation, Outage, Status
+from sidecar.core.identity import Identity
+from sidecar.core.idle.probes import ProbeView
+from sidecar.core.journal import Journal
+from sidecar.core.views import TargetView
 
 NOON = 1_795_521_600.0  # 2026-11-24T12:00:00Z
 
@@ -131,11 +131,11 @@ def outage(serial: int, *, name: str = "default") -> Outage:
         id=f"outage-{serial}",
         target=name,
         kind="failover",
-        connect=Spell(
+        connect=Downtime(
             began=Interval(after=NOON + serial, until=NOON + serial + 0.5),
             ended=Interval(after=NOON + serial + 10, until=NOON + serial + 10.1),
         ),
-        write=Spell(began=Interval(after=NOON + serial, until=NOON + serial + 0.25)),
+        write=Downtime(began=Interval(after=NOON + serial, until=NOON + serial + 0.25)),
         before=Identity(address="10.0.0.5:5432"),
         after=Identity(address="10.0.0.6:5432", started_at=NOON),
         addresses_before=("10.0.0.5",),

@@ -15,19 +15,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.catalogue import known_limits
-from sidecar.core.advice import LEAST_AGE, LONGEST_KEEPALIVE_IDLE, UNPROVEN_KEEPALIVE_IDLE, Policy, advise, after_trials
-from sidecar.core.bounds import above, at_least, at_most, below
+from sidecar.core.advice.advice import (
+    LEAST_AGE,
+    LONGEST_KEEPALIVE_IDLE,
+    UNPROVEN_KEEPALIVE_IDLE,
+    Policy,
+    advise,
+    after_trials,
+)
+from sidecar.core.advice.bounds import above, at_least, at_most, below
+from sidecar.core.advice.ping_cost import PingCost
+from sidecar.core.advice.recommendation import IdleLimit, Recommendation
+from sidecar.core.advice.render import FORMATS
+from sidecar.core.advice.trials import Setup, TrialResult, recommended
+from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
 from sidecar.core.budget import Declared
-from sidecar.core.facts import Death
-from sidecar.core.idle import IdleStatus, Stage
-from sidecar.core.latency import PingCost
-from sidecar.core.recommendation import IdleLimit, Recommendation, Status
-from sidecar.core.render import FORMATS
-from sidecar.core.trials import Setup, TrialResult, recommended
-from sidecar.core.verdict import Activity, ApplicationSettings, about_activity, judge_application
+from sidecar.core.evidence import Death, Status
+from sidecar.core.idle.machine import IdleStatus, Stage
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.endpoint import Endpoint
-from sidecar.probes.observer import observe
+from sidecar.probes.postgresql.endpoint import Endpoint
+from sidecar.probes.postgresql.observer import observe
 from sidecar.settings import TargetSettings
 
 POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)

@@ -45,11 +45,11 @@ def test_the_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("module", "line", "contract"),
     [
-        ("core/advice.py", "import time", "the core knows no clock"),
-        ("core/idle.py", "import asyncio", "the core knows no clock"),
-        ("core/knowledge.py", "import random", "the core knows no clock"),
+        ("core/advice/advice.py", "import time", "the core knows no clock"),
+        ("core/idle/machine.py", "import asyncio", "the core knows no clock"),
+        ("core/idle/knowledge.py", "import random", "the core knows no clock"),
         ("core/views.py", "from sidecar import logs", "imports point one way"),
-        ("store/queries.py", "from sidecar.probes import wire", "imports point one way"),
+        ("store/queries.py", "from sidecar.probes.postgresql import wire", "imports point one way"),
         ("web/routes.py", "import asyncpg", "asyncpg is known to the probes"),
     ],
 )

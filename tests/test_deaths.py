@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.deaths import SETTLE_SECONDS, Inquest, judge, moved
-from sidecar.core.facts import Cause, Died, Ending, Identity
+from sidecar.core.evidence import Cause, Ending
+from sidecar.core.identity import Identity
+from sidecar.core.idle.deaths import SETTLE_SECONDS, PendingDeaths, judge, moved
+from sidecar.core.idle.facts import Died
 
 HERE = Identity(address="10.0.0.1:5432", started_at=1.0, system_identifier="7", timeline=1)
 SILENT = Ending(noticed="deadline")
@@ -71,12 +73,12 @@ def died(connection: int, idle_seconds: float, ending: Ending) -> Died:
     return Died(connection=connection, idle_seconds=idle_seconds, age_seconds=idle_seconds, ending=ending)
 
 
-def report(inquest: Inquest, case: Died, now: float, doubt: Cause | None = None) -> None:
+def report(inquest: PendingDeaths, case: Died, now: float, doubt: Cause | None = None) -> None:
     inquest.report(case, arm="search", identity=HERE, doubt=doubt, now=now)
 
 
 def test_nobody_is_judged_before_a_fresh_connection_answers() -> None:
-    inquest = Inquest()
+    inquest = PendingDeaths()
     report(inquest, died(1, 60.0, RESET), 100.0)
     assert inquest.waiting
     assert inquest.next_deadline is None
@@ -88,7 +90,7 @@ def test_nobody_is_judged_before_a_fresh_connection_answers() -> None:
 
 
 def test_ends_of_one_moment_after_different_rests_are_a_cull() -> None:
-    inquest = Inquest()
+    inquest = PendingDeaths()
     report(inquest, died(1, 60.0, CLOSED), 100.0)
     inquest.answered(HERE)
     report(inquest, died(2, 20.0, CLOSED), 100.0 + SETTLE_SECONDS / 2)
@@ -98,7 +100,7 @@ def test_ends_of_one_moment_after_different_rests_are_a_cull() -> None:
 
 
 def test_ends_of_one_moment_after_the_same_rest_are_a_limit() -> None:
-    inquest = Inquest()
+    inquest = PendingDeaths()
     report(inquest, died(1, 60.0, CLOSED), 100.0)
     report(inquest, died(2, 60.1, CLOSED), 100.1)
     inquest.answered(HERE)
@@ -106,7 +108,7 @@ def test_ends_of_one_moment_after_the_same_rest_are_a_limit() -> None:
 
 
 def test_a_new_life_of_the_server_explains_those_who_died_before_it_answered() -> None:
-    inquest = Inquest()
+    inquest = PendingDeaths()
     inquest.answered(HERE)
     report(inquest, died(1, 60.0, RESET), 100.0)
     assert inquest.answered(identity(started_at=90.0)) is Cause.RESTART
@@ -114,7 +116,7 @@ def test_a_new_life_of_the_server_explains_those_who_died_before_it_answered() -
 
 
 def test_the_first_doubt_stands() -> None:
-    inquest = Inquest()
+    inquest = PendingDeaths()
     report(inquest, died(1, 60.0, SILENT), 100.0)
     inquest.cast_doubt(Cause.PARTITION)
     inquest.cast_doubt(Cause.CULL)
@@ -123,7 +125,7 @@ def test_the_first_doubt_stands() -> None:
 
 
 def test_adjourning_hands_back_the_cases() -> None:
-    inquest = Inquest()
+    inquest = PendingDeaths()
     report(inquest, died(1, 60.0, SILENT), 100.0)
     assert [case.died.connection for case in inquest.adjourn()] == [1]
     assert not inquest.waiting

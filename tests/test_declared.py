@@ -12,9 +12,9 @@ import pytest
 from facts.client import MakePath
 
 from bench.simulation import World
-from sidecar.core.advice import Policy, advise
+from sidecar.core.advice.advice import Policy, advise
+from sidecar.core.advice.recommendation import Recommendation, Remark
 from sidecar.core.budget import Declared
-from sidecar.core.recommendation import Recommendation, Remark
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
 

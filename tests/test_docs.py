@@ -15,9 +15,9 @@ import pytest
 from bench.picture import draw
 from bench.simulation import World
 from docs.generate import PAGES, command_parsers
-from sidecar.core.ladder import settled
-from sidecar.core.recommendation import Status
-from sidecar.core.render import FORMATS
+from sidecar.core.advice.render import FORMATS
+from sidecar.core.evidence import Status
+from sidecar.core.idle.ladder import settled
 from sidecar.settings import keys
 from sidecar.web.routes import ADMIN, PUBLIC
 

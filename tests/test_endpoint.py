@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.probes.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
+from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
 from sidecar.settings import TargetSettings
 
 

@@ -32,8 +32,8 @@ from poolers import pgbouncer
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from sidecar.core.errors import KNOWN_ERRORS
-from sidecar.core.explain import as_markdown, as_text, mask, root_cause
+from sidecar.core.explain.explain import as_markdown, as_text, mask, root_cause
+from sidecar.core.explain.known_errors import KNOWN_ERRORS
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 

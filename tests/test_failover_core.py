@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sidecar.core.advice import Policy, advise
-from sidecar.core.evidence import OF_AGE, STALE_WRITER, Interval, Outage, Spell
-from sidecar.core.facts import Cause, Death, Disturbed, Ending, Identity
-from sidecar.core.failover import (
+from sidecar.core.advice.advice import Policy, advise
+from sidecar.core.advice.recommendation import FailoverFigures, Quantiles, Recommendation
+from sidecar.core.availability.machine import (
     IN_FLIGHT,
     TRANSITIONS,
     Adopt,
     AgeKnown,
     Attempt,
+    AvailabilityMachine,
     Beat,
     BeatAnswered,
     CheckWrite,
@@ -35,7 +35,6 @@ from sidecar.core.failover import (
     Drop,
     Event,
     Fact,
-    FailoverMachine,
     IllegalEvent,
     NotConnected,
     PooledLost,
@@ -50,9 +49,10 @@ from sidecar.core.failover import (
     WriteAnswered,
     diagram,
 )
-from sidecar.core.idle import IdleMachine
-from sidecar.core.outages import found_over, of_age, over, spells
-from sidecar.core.recommendation import FailoverFigures, Quantiles, Recommendation
+from sidecar.core.availability.outages import found_over, of_age, over, spells
+from sidecar.core.evidence import STALE_WRITER, Cause, Death, Disturbed, Downtime, Ending, Interval, Outage, OutageKind
+from sidecar.core.identity import Identity
+from sidecar.core.idle.machine import IdleMachine
 
 EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
 EPOCH = 1_790_000_000.0  # wall clock minus monotonic clock
@@ -86,8 +86,8 @@ def advised(outages: Sequence[Outage]) -> Recommendation:
     return advise(target="db", policy=policy, shortest_rest=5.0, idle=machine.status(0.0), outages=outages)
 
 
-def make(now: float = 100.0, at: float | None = None, jitter: Callable[[], float] = lambda: 0.0) -> FailoverMachine:
-    return FailoverMachine(
+def make(now: float = 100.0, at: float | None = None, jitter: Callable[[], float] = lambda: 0.0) -> AvailabilityMachine:
+    return AvailabilityMachine(
         "db",
         every=EVERY,
         deadline=DEADLINE,
@@ -284,13 +284,13 @@ def test_the_diagram_of_the_documentation_is_the_generated_one() -> None:
 
 def test_an_outage_nobody_saw_the_end_of_ended_some_time_since() -> None:
     began = Interval(after=100.0, until=101.0)
-    done = Spell(began=began, ended=Interval(after=102.0, until=103.0))
+    done = Downtime(began=began, ended=Interval(after=102.0, until=103.0))
     outage = Outage(
-        id="x-1", target="db", kind="unknown", connect=done, read=Spell(began=began), write=Spell(began=began)
+        id="x-1", target="db", kind="unknown", connect=done, read=Downtime(began=began), write=Downtime(began=began)
     )
     readable = found_over(outage, 500.0, writable=False)
     assert readable.connect == done
-    assert readable.read == Spell(began=began, ended=Interval(after=101.0, until=500.0), watched=False)
+    assert readable.read == Downtime(began=began, ended=Interval(after=101.0, until=500.0), watched=False)
     assert not over(readable)
     closed = found_over(readable, 600.0, writable=True)
     assert over(closed)
@@ -301,7 +301,7 @@ def test_an_outage_nobody_saw_the_end_of_ended_some_time_since() -> None:
 
 
 def test_an_outage_nobody_saw_the_end_of_counts_but_lends_no_figure() -> None:
-    spell = Spell(began=Interval(after=100.0, until=101.0), ended=Interval(after=103.0, until=104.0))
+    spell = Downtime(began=Interval(after=100.0, until=101.0), ended=Interval(after=103.0, until=104.0))
     watched = Outage(id="x-1", target="db", kind="restart", connect=spell, read=spell, write=spell)
     left_open = replace(watched, id="x-2", connect=None, write=replace(spell, ended=None))
     figures = advised([watched, found_over(left_open, 5000.0, writable=True)]).failover
@@ -898,7 +898,7 @@ def test_the_end_of_one_session_may_have_been_its_age(ending: Ending) -> None:
     script = outage_of(ending, [], PRIMARY)
     (witness,) = (command.aged for command in script.commands if isinstance(command, Witness))
     assert witness.outage == script.outage.id
-    assert of_age(script.outage) == replace(script.outage, kind=OF_AGE)
+    assert of_age(script.outage) == replace(script.outage, kind=OutageKind.LIFETIME)
     figures = advised([script.outage, of_age(replace(script.outage, id="other"))]).failover
     assert figures is not None
     assert figures.outages == 1
@@ -1189,7 +1189,7 @@ def test_a_known_age_costs_no_session_its_end(age: float, dies: Ending, seed: in
     world.run_until(world.now + 5 * age)
     assert 3 <= len(world.records) <= 5
     assert {outage.kind for outage in world.records.values()} == {"partition" if dies is SILENT else "cull"}
-    assert all(of_age(outage).kind == OF_AGE for outage in world.records.values() if over(outage))
+    assert all(of_age(outage).kind == OutageKind.LIFETIME for outage in world.records.values() if over(outage))
     world.see(AgeKnown(proven_seconds=age - World.CONNECT - EVERY))
     seen = len(world.records)
     world.run_until(world.now + 20 * age)

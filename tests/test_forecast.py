@@ -7,10 +7,10 @@ import statistics
 import pytest
 
 from bench.simulation import Simulation, World
-from sidecar.core.facts import Death
-from sidecar.core.forecast import REACHED, Forecast, forecast
-from sidecar.core.recommendation import IdleLimit, Status
-from sidecar.core.views import ProbeView
+from sidecar.core.advice.recommendation import IdleLimit
+from sidecar.core.evidence import Death, Status
+from sidecar.core.idle.forecast import REACHED, Forecast, forecast
+from sidecar.core.idle.probes import ProbeView
 
 RESTING = ProbeView(connection=1, arm="search", state="resting", idle_seconds=40.0, until_seconds=60.0)
 

@@ -33,9 +33,9 @@ from watching import (
     watching,
 )
 
-from sidecar.core.facts import Cause
-from sidecar.core.failover import State
-from sidecar.core.outages import over, spells
+from sidecar.core.availability.machine import State
+from sidecar.core.availability.outages import over, spells
+from sidecar.core.evidence import Cause
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.demo.standby import StandbyServer

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.simulation import Simulation, World
-from sidecar.core.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.evidence import Observation
-from sidecar.core.facts import Aged, Cause, Death, Died, Disturbed, Ending, Fact, Identity, Opened, OpenFailed, Survived
-from sidecar.core.idle import BACKOFF_SECONDS, PATIENCE_SECONDS, IdleMachine, IdleStatus, Stage
-from sidecar.core.ladder import SPARED_UNTIL
-from sidecar.core.recommendation import Status
+from sidecar.core.evidence import Aged, Cause, Death, Disturbed, Ending, Observation, Status
+from sidecar.core.identity import Identity
+from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
+from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.ladder import SPARED_UNTIL
+from sidecar.core.idle.machine import BACKOFF_SECONDS, PATIENCE_SECONDS, IdleMachine, IdleStatus, Stage
 
 LIMIT = 350.0
 DEATHS = {

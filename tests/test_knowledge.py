@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.facts import Death
-from sidecar.core.knowledge import BEYOND, Knowledge, Trial, visible_resolution
-from sidecar.core.recommendation import Status
+from sidecar.core.evidence import Death, Status
+from sidecar.core.idle.knowledge import BEYOND, Knowledge, Trial, visible_resolution
 
 VOLLEY, CAP = 7, 1000.0
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.catalogue import known_limits
-from sidecar.core import attribution
-from sidecar.core.ladder import RESOLUTION, SPARED_UNTIL, Prior, best_test, rungs, settled, spares_sentinel
+from sidecar.core.advice import attribution
+from sidecar.core.idle.ladder import RESOLUTION, SPARED_UNTIL, Prior, best_test, rungs, settled, spares_sentinel
 
 DEFAULTS = (60.0, 300.0, 340.0, 350.0, 600.0, 3600.0, 28800.0)
 SECONDS = st.floats(min_value=1.0, max_value=1e5)

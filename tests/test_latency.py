@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.latency import PingLedger, median_interval, quantile
+from sidecar.core.advice.ping_cost import PingLedger, median_interval, quantile
 
 
 @pytest.mark.parametrize(

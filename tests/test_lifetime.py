@@ -12,14 +12,15 @@ import pytest
 from facts.client import MakePath
 
 from bench.simulation import Simulation, World
-from sidecar.core.advice import Policy, advise, after_trials
-from sidecar.core.attribution import KnownLimit
-from sidecar.core.facts import Aged, Cause, Death, Disturbed, Ending, Identity
-from sidecar.core.idle import BUSY_SHARE, RULER, IdleMachine, IdleStatus
-from sidecar.core.lifetime import BEYOND, OUTLIVED, Life, Lifetimes
-from sidecar.core.recommendation import LifetimeLimit, Recommendation, Status
-from sidecar.core.trials import REST_BEYOND, attempts, rest_for
-from sidecar.core.verdict import ApplicationSettings
+from sidecar.core.advice.advice import Policy, advise, after_trials
+from sidecar.core.advice.attribution import KnownLimit
+from sidecar.core.advice.recommendation import LifetimeLimit, Recommendation
+from sidecar.core.advice.trials import REST_BEYOND, attempts, rest_for
+from sidecar.core.advice.verdict import ApplicationSettings
+from sidecar.core.evidence import Aged, Cause, Death, Disturbed, Ending, Status
+from sidecar.core.identity import Identity
+from sidecar.core.idle.lifetime import BEYOND, OUTLIVED, AgeLimit, Life, Lifetimes
+from sidecar.core.idle.machine import BUSY_SHARE, RULER, IdleMachine, IdleStatus
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import run_service
 from sidecar.web.client import ask
@@ -109,7 +110,7 @@ def at(seconds: float):
     return lambda simulation: simulation.now >= seconds
 
 
-def found(simulation: Simulation) -> LifetimeLimit:
+def found(simulation: Simulation) -> AgeLimit:
     limit = status(simulation).lifetime
     assert limit is not None
     assert limit.dead_by_seconds is not None

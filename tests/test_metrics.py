@@ -14,9 +14,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from sidecar import __version__
-from sidecar.core.facts import Cause, Death
-from sidecar.core.recommendation import IdleLimit, Status
-from sidecar.core.verdict import ApplicationSettings, judge_application
+from sidecar.core.advice.recommendation import IdleLimit
+from sidecar.core.advice.verdict import ApplicationSettings, judge_application
+from sidecar.core.evidence import Cause, Death, Status
 from sidecar.metrics import OUTAGE_KINDS, OUTCOMES, VERDICTS, Metrics
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"

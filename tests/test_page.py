@@ -22,11 +22,8 @@ import pytest
 from pictures import Picture, measuring, observation, outage, target, verified
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from sidecar.core.evidence import OF_AGE, Interval, Outage, Spell
-from sidecar.core.journal import Journal
-from sidecar.core.latency import Spread
-from sidecar.core.readiness import Readiness
-from sidecar.core.recommendation import (
+from sidecar.core.advice.ping_cost import Spread
+from sidecar.core.advice.recommendation import (
     IdleLimit,
     LifetimeLimit,
     LikelyCulprit,
@@ -36,6 +33,9 @@ from sidecar.core.recommendation import (
     Verdict,
     Verification,
 )
+from sidecar.core.availability.readiness import Readiness
+from sidecar.core.evidence import Downtime, Interval, Outage, OutageKind
+from sidecar.core.journal import Journal
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
@@ -201,9 +201,9 @@ async def assert_an_outage_shows_within_two_seconds(page: Page, path: FaultyPath
 def rich() -> Picture:
     at = time.time()
     lasting = Outage(
-        id="now", target="orders", kind="role_flip", write=Spell(began=Interval(after=at - 9, until=at - 8))
+        id="now", target="orders", kind="role_flip", write=Downtime(began=Interval(after=at - 9, until=at - 8))
     )
-    aged = replace(outage(5000, name="orders"), id="aged", kind=OF_AGE)
+    aged = replace(outage(5000, name="orders"), id="aged", kind=OutageKind.LIFETIME)
     return Picture(
         views={
             "default": target(advice=measuring(), ready=False),

@@ -17,14 +17,14 @@ from facts.wire import recording
 from sqlalchemy.ext.asyncio import create_async_engine
 from watching import CULL, demote, execute, reinstate
 
-from sidecar.core.facts import Death
-from sidecar.core.latency import PING_ROUND_TRIPS
-from sidecar.core.recommendation import PoolSettings, Recommendation
+from sidecar.core.advice.ping_cost import PING_ROUND_TRIPS
+from sidecar.core.advice.recommendation import PoolSettings, Recommendation
+from sidecar.core.evidence import Death
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes import pool as pool_module
-from sidecar.probes.endpoint import Endpoint
-from sidecar.probes.pool import CannotWrite, CheckedOut, Closed, Connected, HeldPool, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, Connected, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.settings import TargetSettings
 
 MakeServer = Callable[..., PostgresServer]
@@ -82,11 +82,11 @@ def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def held(
     url: str, also: Callable[[PoolFact], None] | None = None, **settings: Any
-) -> AsyncIterator[tuple[HeldPool, Log]]:
+) -> AsyncIterator[tuple[CanaryPool, Log]]:
     """A pool that runs; every fact goes to the log and to `also`."""
     target = TargetSettings(url=url, tls={"mode": "disable"}, pool=settings)
     log = Log(also)
-    pool = HeldPool(target, Endpoint(target), log)
+    pool = CanaryPool(target, Endpoint(target), log)
     running = asyncio.create_task(pool.run())
     try:
         yield pool, log

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.failover import State, Status
-from sidecar.core.readiness import readiness
+from sidecar.core.availability.machine import AvailabilityStatus, State
+from sidecar.core.availability.readiness import readiness
 
 AT = 1_000_000.0
 REFUSED = "db:5432/app refused the connection: sorry, too many clients already (SQLSTATE 53300)"
 
 
-def status(state: State, *, trouble: float | None = None, **known: object) -> Status:
+def status(state: State, *, trouble: float | None = None, **known: object) -> AvailabilityStatus:
     reachable = state in (State.HEALTHY, State.BARRED, State.READ_ONLY)
-    return Status(
+    return AvailabilityStatus(
         **{
             "state": state,
             "since_at": AT - 100,

@@ -34,18 +34,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from sidecar.core.advice import EVIDENCE
-from sidecar.core.facts import Death
-from sidecar.core.recommendation import (
-    IdleLimit,
-    Keepalive,
-    PoolSettings,
-    Recommendation,
-    Remark,
-    SocketOptions,
-    Status,
-)
-from sidecar.core.render import FORMATS
+from sidecar.core.advice.advice import EVIDENCE
+from sidecar.core.advice.recommendation import IdleLimit, PoolSettings, Recommendation, Remark, SocketOptions
+from sidecar.core.advice.render import FORMATS
+from sidecar.core.evidence import Death, Keepalive, Status
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 
@@ -189,7 +181,7 @@ def test_every_format_is_explained() -> None:
 
 def test_every_code_is_explained() -> None:
     page = (ROOT / "docs" / "recommendation.md").read_text()
-    source = "".join(file.read_text() for file in (ROOT / "sidecar" / "core").glob("*.py"))
+    source = "".join(file.read_text() for file in (ROOT / "sidecar" / "core").rglob("*.py"))
     codes = {code.partition("{")[0] for code in re.findall(r'\bcode=f?"([^"]+)"', source)}
     assert {"silent_death", "death_"} <= codes
     assert sorted(code for code in codes if f"`{code}" not in page) == []

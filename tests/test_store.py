@@ -28,8 +28,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, Table, insert, inspect, make_url, text
 
-from sidecar.core.evidence import Interval, Observation, Outage, Spell
-from sidecar.core.facts import Cause, Death, Identity
+from sidecar.core.evidence import Cause, Death, Downtime, Interval, Observation, Outage
+from sidecar.core.identity import Identity
 from sidecar.demo.server import PostgresServer
 from sidecar.store import EvidenceStore, History, queries, schema, tables
 from sidecar.store.engine import create_engine
@@ -65,9 +65,9 @@ FULL_OUTAGE = Outage(
     target="default",
     kind="failover",
     detail="crash",
-    connect=Spell(began=Interval(after=0.1, until=0.30000000000000004), ended=Interval(after=14.2, until=14.3)),
-    read=Spell(began=Interval(after=1.0, until=1.5)),
-    write=Spell(
+    connect=Downtime(began=Interval(after=0.1, until=0.30000000000000004), ended=Interval(after=14.2, until=14.3)),
+    read=Downtime(began=Interval(after=1.0, until=1.5)),
+    write=Downtime(
         began=Interval(after=1.0, until=1.5), ended=Interval(after=15.9, until=math.nextafter(16, 17)), watched=False
     ),
     before=SERVER,

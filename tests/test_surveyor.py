@@ -17,14 +17,12 @@ import pytest
 from facts.client import MakePath, until
 from facts.wire import recording
 
-from sidecar.core.commands import Budget
-from sidecar.core.evidence import Observation
-from sidecar.core.facts import Cause, Death
-from sidecar.core.idle import IdleMachine
-from sidecar.core.recommendation import Keepalive
+from sidecar.core.evidence import Cause, Death, Keepalive, Observation
+from sidecar.core.idle.commands import Budget
+from sidecar.core.idle.machine import IdleMachine
 from sidecar.demo.server import HOST, PostgresServer
-from sidecar.probes.endpoint import CannotConnect, Endpoint
-from sidecar.probes.surveyor import Surveyor
+from sidecar.probes.idle import IdleProbeRunner
+from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
 from sidecar.settings import TargetSettings
 
 CONNECTIONS = 3
@@ -42,7 +40,9 @@ class Survey:
     def __init__(self, endpoint: Endpoint) -> None:
         machine = IdleMachine(target="t", run="r", epoch=0.0, connections=CONNECTIONS, floor=0.3, cap=60.0)
         self.records: list[Observation] = []
-        self.surveyor = Surveyor(machine, endpoint, deadline_seconds=DEADLINE_SECONDS, record=self.records.append)
+        self.surveyor = IdleProbeRunner(
+            machine, endpoint, deadline_seconds=DEADLINE_SECONDS, record=self.records.append
+        )
 
     def died(self) -> list[Observation]:
         return [record for record in self.records if record.death is not None]

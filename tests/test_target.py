@@ -11,8 +11,8 @@ import pytest
 from pictures import Picture
 from watching import CULL, demote, eventually, execute, reinstate
 
+from sidecar.core.availability.outages import over
 from sidecar.core.evidence import Observation, Outage
-from sidecar.core.outages import over
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.metrics import Metrics

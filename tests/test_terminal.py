@@ -15,13 +15,11 @@ import orjson
 import pytest
 from pictures import measuring, observation, target, verified
 
-from sidecar import terminal
-from sidecar.core.attribution import KnownLimit
-from sidecar.core.evidence import Observation
-from sidecar.core.facts import Cause, Death
-from sidecar.core.recommendation import IdleLimit, Recommendation, Status
-from sidecar.core.render import FORMATS
-from sidecar.web import documents
+from sidecar import documents, terminal
+from sidecar.core.advice.attribution import KnownLimit
+from sidecar.core.advice.recommendation import IdleLimit, Recommendation
+from sidecar.core.advice.render import FORMATS
+from sidecar.core.evidence import Cause, Death, Observation, Status
 
 GOLDEN = Path(__file__).parent / "golden" / "terminal"
 

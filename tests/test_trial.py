@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.trials import Setup
+from sidecar.core.advice.trials import Setup
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.endpoint import Endpoint
+from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.probes.trial import try_out
 from sidecar.settings import TargetSettings
 

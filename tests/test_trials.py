@@ -9,12 +9,13 @@ from dataclasses import replace
 import pictures
 import pytest
 
-from sidecar.core.recommendation import Keepalive, Recommendation, Status
-from sidecar.core.trials import AFTER_FAILURE_SECONDS, EVERY_SECONDS, Setup, TrialResult, attempts, recommended
-from sidecar.core.verdict import ApplicationSettings
+from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.advice.trials import AFTER_FAILURE_SECONDS, EVERY_SECONDS, Setup, TrialResult, attempts, recommended
+from sidecar.core.advice.verdict import ApplicationSettings
+from sidecar.core.evidence import Keepalive, Status
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.endpoint import Endpoint
+from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.probes.trial import TrialVoid, try_out
 from sidecar.settings import TargetSettings
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import asyncpg
 
-from sidecar.core.evidence import Interval, Outage, Spell
-from sidecar.core.facts import Aged, Cause
-from sidecar.core.failover import State
-from sidecar.core.outages import over
-from sidecar.probes.endpoint import Endpoint
-from sidecar.probes.heartbeat import Watch
+from sidecar.core.availability.machine import State
+from sidecar.core.availability.outages import over
+from sidecar.core.evidence import Aged, Cause, Downtime, Interval, Outage
+from sidecar.probes.availability import AvailabilityRunner
+from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.settings import Settings
 
 EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
@@ -73,7 +72,7 @@ class Watched:
         self.causes: list[Cause] = []
         self.aged: list[Aged] = []
         self.lags: list[tuple[float, float]] = []  # wall clock, and by how much the event loop was late
-        self.watch = Watch(
+        self.watch = AvailabilityRunner(
             "db",
             settings.targets["db"],
             Endpoint(settings.targets["db"]),
@@ -117,7 +116,7 @@ class Watched:
 
     def holds(
         self,
-        spell: Spell | None,
+        spell: Downtime | None,
         began: float | tuple[float, float],
         ended: float | tuple[float, float],
         *,

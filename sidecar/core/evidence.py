@@ -8,14 +8,129 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
-from sidecar.core.facts import Cause, Death, Identity
+from sidecar.core.identity import Identity
+
+
+class Death(StrEnum):
+    """How a connection's end showed itself."""
+
+    SILENT = "silent"  # nothing until used, then nothing
+    RESET_ON_USE = "reset_on_use"  # nothing until used, then RST (or FIN)
+    CLOSED = "closed"  # FIN or RST while it rested
+    FATAL = "fatal"  # the server or a pooler said why, then closed
+
+    @property
+    def visible(self) -> bool:
+        """Whether it shows by itself, at the moment it happens."""
+        return self in (Death.CLOSED, Death.FATAL)
+
+
+class Cause(StrEnum):
+    """Why a connection ended. Only the first two testify about a limit."""
+
+    IDLE_LIMIT = "idle_limit"
+    LIFETIME_LIMIT = "lifetime_limit"
+    RESTART = "restart"
+    FAILOVER = "failover"
+    CULL = "cull"
+    PARTITION = "partition"
+    UNKNOWN = "unknown"
+
+    @property
+    def testifies(self) -> bool:
+        return self in (Cause.IDLE_LIMIT, Cause.LIFETIME_LIMIT)
+
+
+class Status(StrEnum):
+    """How far the evidence reaches."""
+
+    MEASURING = "measuring"  # no limit found yet
+    PROVISIONAL = "provisional"  # a bracket, from one chain of witnesses
+    CONFIRMED = "confirmed"  # a second, independent death at the same idle time
+    VERIFIED = "verified"  # a whole volley of fresh connections agreed
+
+
+class Outcome(StrEnum):
+    """What one rest of one connection says."""
+
+    SURVIVED = "survived"
+    DIED = "died"
+    CENSORED = "censored"  # something else ended it: it says nothing
+
+
+class Arm(StrEnum):
+    """What a connection is open for."""
+
+    SEARCH = "search"
+    SENTINEL = "sentinel"
+    CONFIRM = "confirm"
+    VOLLEY = "volley"
+    GUARD = "guard"
+    RULER = "ruler"
+    KEEPALIVE = "keepalive"
+    LIFETIME = "lifetime"
+
+
+class Noticed(StrEnum):
+    """What found a connection's end."""
+
+    READING = "reading"  # at once, while it rested
+    USING = "using"  # an answer to use: RST, FIN or an error
+    DEADLINE = "deadline"  # use got no answer at all
+
+
+class OutageKind(StrEnum):
+    """What kind of disturbance an outage was."""
+
+    RESTART = "restart"
+    FAILOVER = "failover"
+    SWITCHOVER = "switchover"
+    CULL = "cull"
+    PARTITION = "partition"
+    REFUSAL = "refusal"
+    AUTHENTICATION = "authentication"
+    ROLE_FLIP = "role_flip"
+    LIFETIME = "lifetime"  # no more than one session's end at the age at which all end on that path
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Everything seen when a connection ended.
+
+    `noticed` tells what found it: `reading` (at once, while it rested), `using` (an answer to use: RST, FIN or an
+    error) or `deadline` (use got no answer at all).
+    """
+
+    noticed: Noticed
+    signal: str | None = None  # "fin", "rst", or None when nothing arrived
+    severity: str | None = None  # "FATAL", "WARNING", … of the message that came before the end
+    sqlstate: str | None = None
+    message: str | None = None
+
+    @property
+    def death(self) -> Death:
+        """The kind of death this is (see `Death`)."""
+        if self.noticed == Noticed.DEADLINE:
+            return Death.SILENT
+        if self.sqlstate is not None:
+            return Death.FATAL
+        return Death.CLOSED if self.noticed == Noticed.READING else Death.RESET_ON_USE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keepalive:
+    """TCP keepalive, in seconds and probes: TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT."""
+
+    idle: int
+    interval: int
+    count: int
+
 
 STALE_WRITER = "stale_writer"
 """A connection lost to writing: it lives and answers, and its server takes no writes any more."""
-
-OF_AGE = "lifetime"
-"""The kind of an outage that was no more than one session's end at the age at which all end on that path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +141,8 @@ class Observation:
     target: str
     at: float  # wall clock, seconds since the epoch
     regime: int  # counts up whenever new evidence contradicts what was held true
-    arm: str  # search | sentinel | confirm | volley | guard | ruler | keepalive | lifetime
-    outcome: str  # survived | died | censored
+    arm: Arm
+    outcome: Outcome
     idle_seconds: float
     age_seconds: float
     death: Death | None = None
@@ -50,7 +165,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spell:
+class Downtime:
     """A time in which something (connecting, reading, writing) was not possible. `ended` is None while it lasts.
 
     `watched` is False where the sidecar was away when it ended: it was over at the next contact, and how long before is
@@ -85,12 +200,11 @@ class Outage:
 
     id: str
     target: str
-    # restart | failover | switchover | cull | partition | refusal | authentication | role_flip | lifetime | unknown
-    kind: str
+    kind: OutageKind
     detail: str | None = None  # fast | immediate | crash | … where it can be told
-    connect: Spell | None = None
-    read: Spell | None = None
-    write: Spell | None = None
+    connect: Downtime | None = None
+    read: Downtime | None = None
+    write: Downtime | None = None
     before: Identity | None = None
     after: Identity | None = None
     addresses_before: tuple[str, ...] = ()
@@ -111,3 +225,28 @@ class Outage:
         began = min((spell.began for spell in spells), key=lambda interval: interval.until)
         shortest = max(0.0, self.dns_changed.after - began.until)
         return (shortest + max(0.0, self.dns_changed.until - began.after)) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aged:
+    """How old a busy connection got that has ended. It answered at `lived_seconds` and was gone at `age_seconds`.
+
+    `outage` is the id under which its end was recorded.
+    """
+
+    outage: str
+    lived_seconds: float
+    age_seconds: float
+    ending: Ending
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disturbed:
+    """Someone else saw the database restart, move or vanish: connections open at that time testify to nothing.
+
+    `aged` is the one connection whose end is all that was seen so far, if it was no more than that.
+    """
+
+    cause: Cause
+    aged: Aged | None = None

@@ -6,30 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sidecar.core.advice.ping_cost import Spread
+from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.availability.readiness import Readiness
 from sidecar.core.evidence import Observation, Outage
+from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
-from sidecar.core.latency import Spread
-from sidecar.core.recommendation import Recommendation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Readiness:
-    """Whether traffic may come, and why (not). `reason` is a sentence for an operator, without secrets."""
-
-    ready: bool
-    reason: str
-    since: float  # wall clock
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeView:
-    """One resting probe connection, for progress displays."""
-
-    connection: int
-    arm: str
-    state: str  # opening | resting | using | …
-    idle_seconds: float
-    until_seconds: float | None  # the rest it is meant to reach; None for a sentinel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,10 +38,10 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, 
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from sidecar.core.facts import Death
-from sidecar.core.recommendation import Recommendation
-from sidecar.probes.endpoint import CannotConnect, Endpoint
-from sidecar.probes.wire import reported, takes_no_writes
+from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.evidence import Death
+from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
+from sidecar.probes.postgresql.wire import reported, takes_no_writes
 from sidecar.settings import TargetSettings
 
 ROUND_EVERY_SECONDS = 5.0
@@ -112,7 +112,7 @@ class Closed:
 PoolFact = Connected | PrePinged | CheckedOut | TurnFailed | CannotWrite | Closed
 
 
-class HeldPool:
+class CanaryPool:
     """The held pool of one target. `observe` is told every fact, at once, inside the event loop.
 
     `run` is to be supervised; after it was cancelled, `close` ends the connections.

@@ -20,8 +20,8 @@ from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from sidecar.core.trials import RECOMMENDED, Attempt, Setup, TrialResult
-from sidecar.probes.endpoint import CannotConnect, Endpoint
+from sidecar.core.advice.trials import RECOMMENDED, Attempt, Setup, TrialResult
+from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
 
 log = logging.getLogger("sidecar.trial")
 

@@ -27,8 +27,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from sidecar.core.evidence import Interval, Observation, Outage, Spell
-from sidecar.core.facts import Cause, Death, Identity
+from sidecar.core.evidence import Cause, Death, Downtime, Interval, Observation, Outage
+from sidecar.core.identity import Identity
 
 metadata = MetaData(
     naming_convention={
@@ -153,8 +153,8 @@ def _without_key(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in ("seq", "database")}
 
 
-def _spell(stored: Mapping[str, Any]) -> Spell:
-    return Spell(
+def _spell(stored: Mapping[str, Any]) -> Downtime:
+    return Downtime(
         began=Interval(**stored["began"]),
         ended=stored["ended"] and Interval(**stored["ended"]),
         watched=stored.get("watched", True),  # not told before there was a word for it

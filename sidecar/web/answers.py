@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from http import HTTPStatus
 
-from sidecar.web.documents import dumps
+from sidecar.documents import dumps
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"

@@ -28,12 +28,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 
+from sidecar import documents
 from sidecar.core.evidence import Observation
 from sidecar.core.journal import Entry
 from sidecar.core.views import Source, TargetView
-from sidecar.web import documents
+from sidecar.documents import dumps
 from sidecar.web.answers import Problem
-from sidecar.web.documents import dumps
 
 MAX_READERS = 256
 LOOK_SECONDS = 1.0  # between two looks at the state

@@ -14,9 +14,8 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
-from sidecar import __version__
-from sidecar.core.recommendation import Recommendation
-from sidecar.web import documents
+from sidecar import __version__, documents
+from sidecar.core.advice.recommendation import Recommendation
 from sidecar.web.answers import EVENT_STREAM, JSON, PROBLEM_JSON
 from sidecar.web.routes import ADMIN, FORMATS, OUTCOMES, PAGE_DEFAULT, PAGE_MAX, PUBLIC, Route
 

@@ -12,15 +12,15 @@ from itertools import islice
 from typing import Protocol, TypeVar
 from urllib.parse import urlencode
 
-from sidecar import __version__
+from sidecar import __version__, documents
 from sidecar.catalogue import known_limits
-from sidecar.core import render
+from sidecar.core.advice import render
+from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.evidence import Observation
-from sidecar.core.recommendation import Recommendation
 from sidecar.core.views import Source, TargetView
-from sidecar.web import documents, page
+from sidecar.documents import dumps
+from sidecar.web import page
 from sidecar.web.answers import EVENT_STREAM, Answer, Problem, Stream
-from sidecar.web.documents import dumps
 from sidecar.web.events import Feed
 
 SERVICE = "connection-health-sidecar"

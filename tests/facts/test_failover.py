@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.wire import Tap, transport_of
+from sidecar.probes.postgresql.wire import Tap, transport_of
 
 from .client import MakeServer, driver_for
 

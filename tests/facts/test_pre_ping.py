@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
-from sidecar.core import latency
+from sidecar.core.advice import ping_cost as latency
 from sidecar.demo.server import HOST, PostgresServer
 
 from .client import ASYNCPG, MakePath, MakeServer, borrow, engine_for, until

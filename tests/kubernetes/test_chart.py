@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from sidecar.core import render as dialects
+from sidecar.core.advice import render as dialects
 from sidecar.settings import keys, load_settings
 from tests.kubernetes.charts import (
     CHART,

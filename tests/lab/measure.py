@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from sidecar.catalogue import known_limits
-from sidecar.core.attribution import defaults
+from sidecar.core.advice.attribution import defaults
 from sidecar.core.evidence import Observation
-from sidecar.core.idle import Budget, IdleMachine, IdleStatus
-from sidecar.probes.endpoint import Endpoint as TargetEndpoint
-from sidecar.probes.surveyor import Surveyor
+from sidecar.core.idle.machine import Budget, IdleMachine, IdleStatus
+from sidecar.probes.idle import IdleProbeRunner
+from sidecar.probes.postgresql.endpoint import Endpoint as TargetEndpoint
 from sidecar.settings import TargetSettings
 
 from . import Endpoint
@@ -65,7 +65,7 @@ async def measuring(
         defaults=defaults(known_limits()),
     )
     survey = Survey(machine)
-    surveyor = Surveyor(machine, TargetEndpoint(target), deadline_seconds=deadline, record=survey.record)
+    surveyor = IdleProbeRunner(machine, TargetEndpoint(target), deadline_seconds=deadline, record=survey.record)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(surveyor.run(Budget(connections=connections)))
         yield survey

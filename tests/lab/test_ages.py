@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.core.facts import Death
+from sidecar.core.evidence import Death
 from sidecar.demo.service import Service, run_service
 
 from . import Endpoint, Lab, Path, boxes

@@ -18,13 +18,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.core.evidence import Observation
-from sidecar.core.facts import Cause, Death
-from sidecar.core.idle import IdleStatus
-from sidecar.core.recommendation import Status
+from sidecar.core.evidence import Cause, Death, Observation, Status
+from sidecar.core.idle.machine import IdleStatus
 from sidecar.demo.service import Service, run_service
-from sidecar.probes.endpoint import Endpoint as TargetEndpoint
-from sidecar.probes.pool import CheckedOut, HeldPool, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.pool import CanaryPool, CheckedOut, PoolFact, PrePinged, TurnFailed
+from sidecar.probes.postgresql.endpoint import Endpoint as TargetEndpoint
 from sidecar.settings import TargetSettings
 from sidecar.web.client import ask
 
@@ -242,7 +240,7 @@ async def test_the_held_pool_outlives_silent_deaths_and_never_hangs(lab: Lab) ->
     endpoint = boxes.conntrack(lab.path(lab.postgres()), 2, answer="drop")  # its rounds are further apart
     target = TargetSettings(url=endpoint.url, tls={"mode": "disable"}, pool={"size": 1, "timeout": 2})
     facts: list[PoolFact] = []
-    pool = HeldPool(target, TargetEndpoint(target), facts.append)
+    pool = CanaryPool(target, TargetEndpoint(target), facts.append)
     running = asyncio.create_task(pool.run())
     async with asyncio.timeout(60):
         while not (isinstance(facts[-1], TurnFailed) if facts else False):

@@ -1,0 +1,67 @@
+"""May traffic come? Judged for one target from what the watch knows.
+
+With `depends_on: process` always: the sidecar works, and that is all that was asked for. With `database`:
+
+- before the first contact: no. Nothing is known, and an application that starts now would fail.
+- while no connection can be had, or no fresh one: yes within the grace period, which rides out restarts, then no. A
+  refused password or a full server counts like a dead one: the application cannot connect either. The reason says so.
+- while only writing is out: yes. Reading works, and no other pod could write either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sidecar.core.availability.machine import AvailabilityStatus, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether traffic may come, and why (not). `reason` is a sentence for an operator, without secrets."""
+
+    ready: bool
+    reason: str
+    since: float  # wall clock
+
+
+_REMEDIES = {
+    "28": "check the user, and that the password file holds the present password",
+    "53": "close unused connections, or raise max_connections",
+    "3D": "check the name of the database",
+}  # by class of SQLSTATE
+
+
+def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: float) -> Readiness:
+    """The verdict. `depends_on` is `database` or `process`.
+
+    `since` of the result is when this verdict began to hold. The reason holds no counting numbers, so that it changes
+    only when there is news.
+    """
+    if depends_on == "process":
+        return Readiness(ready=True, reason="readiness does not depend on the database", since=status.since_at)
+    if status.trouble_at is None or status.trouble_seconds is None:
+        ability = "" if status.writable else ", for reading only"
+        return Readiness(ready=True, reason=f"the database is reachable{ability}", since=status.since_at)
+    if status.state is State.UNKNOWN:
+        return Readiness(ready=False, reason=f"no contact with the database yet{_why(status)}", since=status.trouble_at)
+    if status.state is State.READ_ONLY:
+        return Readiness(
+            ready=True, reason="the database is reachable, but cannot be written to", since=status.since_at
+        )
+    what = (
+        "no new connection can be opened" if status.state is State.BARRED else "the connection to the database is lost"
+    )
+    if status.trouble_seconds < grace_seconds:
+        return Readiness(
+            ready=True,
+            reason=f"{what}, for less than the grace of {grace_seconds:g} s{_why(status)}",
+            since=status.trouble_at,
+        )
+    return Readiness(ready=False, reason=f"{what}{_why(status)}", since=status.trouble_at + grace_seconds)
+
+
+def _why(status: AvailabilityStatus) -> str:
+    if status.error is None:
+        return ""
+    remedy = _REMEDIES.get((status.sqlstate or "")[:2])
+    return f": {status.error}" + (f"; {remedy}" if remedy else "")

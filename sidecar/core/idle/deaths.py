@@ -1,0 +1,174 @@
+"""Why did this connection end? Judged from all the evidence, not from the last message alone.
+
+Only an idle limit and a lifetime limit testify about the path. Everything else is an accident, and an accident taken
+for a limit is the classic way to publish nonsense. The evidence, strongest first:
+
+- The server or the pooler said so. 57P05 (idle_session_timeout) and PgBouncer's client_idle_timeout are true idle
+  limits. 57P01 and 57P02 come with a stop, a crash or pg_terminate_backend, and say nothing about idleness; 25P03 and
+  25P04 concern transactions.
+- No fresh connection can be had either: the path or the server is gone for everybody.
+- The fresh connection finds another server, or the same one started anew.
+- Other connections were closed in the same moment, neither equally rested nor equally old: somebody cleared the table.
+- It was not left to rest for as long as rests are survived, or others die at that age however busy they are: its age.
+- Otherwise rest is the likeliest cause. It needs further witnesses before it is believed (see `knowledge`), and so does
+  age (see `lifetime`).
+
+No death is judged on the spot: `PendingDeaths` keeps it until a fresh connection has answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import inf
+
+from sidecar.core.evidence import Arm, Cause, Ending, Noticed
+from sidecar.core.identity import Identity
+from sidecar.core.idle.facts import Died
+
+_STOPPED = {"57P01", "57P02", "57P03"}  # admin_shutdown, crash_shutdown, cannot_connect_now
+_IDLE_SESSION_TIMEOUT = "57P05"
+_POOLER_SAYS = "08P01"  # protocol_violation: PgBouncer uses it for everything it has to say
+_IN_TRANSACTION = {"25P03", "25P04"}
+
+
+def says_idle(ending: Ending) -> bool:
+    """Whether the message before the end named an idle timeout as the reason."""
+    if ending.sqlstate == _IDLE_SESSION_TIMEOUT:
+        return True
+    return ending.sqlstate == _POOLER_SAYS and "idle_timeout" in (ending.message or "")
+
+
+def moved(before: Identity, after: Identity, known: Collection[tuple[str | None, float | None]]) -> Cause | None:
+    """RESTART or FAILOVER when `after` is a server life never seen before (`known` holds the keys of those seen).
+
+    Behind a load balancer over several replicas two answers may differ although nothing happened; a life that was
+    known before is therefore no evidence.
+    """
+    if after.key in known or before.key == after.key or None in (before.started_at, after.started_at):
+        return None
+    other_cluster = before.system_identifier != after.system_identifier or before.timeline != after.timeline
+    return Cause.FAILOVER if other_cluster or before.address != after.address else Cause.RESTART
+
+
+def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool = False) -> Cause:
+    """Why a connection ended.
+
+    `doubt` is what else happened while it was open (a new life of the server, a time in which no connection could be
+    had, a disturbance reported by others). `in_company` tells that others ended in the same moment at clearly
+    different rests and ages. `aged` tells that its age explains its end, where its rest does not or need not.
+    """
+    if says_idle(ending):
+        return Cause.IDLE_LIMIT
+    if doubt is not None:
+        return doubt
+    if ending.sqlstate in _STOPPED:
+        return Cause.CULL
+    if ending.sqlstate in _IN_TRANSACTION:
+        return Cause.UNKNOWN
+    if in_company:
+        return Cause.CULL
+    return Cause.LIFETIME_LIMIT if aged else Cause.IDLE_LIMIT
+
+
+SETTLE_SECONDS = 0.2
+"""After an end noticed at rest, before it is judged: others of the same moment must have time to show."""
+
+_REMEMBERED_LIVES = 32
+
+
+@dataclass(slots=True, kw_only=True)
+class Case:
+    """A death that waits for its judgement."""
+
+    died: Died
+    arm: Arm
+    identity: Identity
+    at: float
+    doubt: Cause | None
+    busy: bool = False  # its last rest was too short to kill
+    answered: bool = False  # a fresh connection was opened since
+
+    @property
+    def settled_at(self) -> float:
+        """When others of the same moment would have shown. Only ends noticed at rest have a moment in common."""
+        return self.at + (SETTLE_SECONDS if self.died.ending.noticed == Noticed.READING else 0.0)
+
+
+class PendingDeaths:
+    """Keeps the dead until a fresh connection has answered, then says what they died of.
+
+    Every place of a dead connection is taken by a fresh one sooner or later, so the control costs no connection.
+    """
+
+    def __init__(self) -> None:
+        self._cases: list[Case] = []
+        self._lives: dict[tuple[str | None, float | None], Identity] = {}  # of the server; the last one met last
+        self._ends: list[tuple[float, Died]] = []  # noticed at rest, and when
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any death is not judged yet."""
+        return bool(self._cases)
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When the next case is ripe; None while none was answered."""
+        return min((case.settled_at for case in self._cases if case.answered), default=None)
+
+    def report(
+        self, died: Died, *, arm: Arm, identity: Identity, doubt: Cause | None, now: float, busy: bool = False
+    ) -> None:
+        """Take a death. `doubt` is what else is known to have happened while the connection was open, `busy` that it
+        was used so often that rest cannot have killed it."""
+        if died.ending.noticed == Noticed.READING:
+            self._ends = [end for end in self._ends if now - end[0] < 10 * SETTLE_SECONDS]
+            self._ends.append((now, died))
+        self._cases.append(Case(died=died, arm=arm, identity=identity, at=now, doubt=doubt, busy=busy))
+
+    def answered(self, identity: Identity) -> Cause | None:
+        """A fresh connection answered, which tells about all the dead. The cause, if it met a new server life."""
+        last = next(reversed(self._lives.values()), None)
+        cause = None if last is None else moved(last, identity, self._lives)
+        self._lives.pop(identity.key, None)
+        self._lives[identity.key] = identity
+        while len(self._lives) > _REMEMBERED_LIVES:
+            del self._lives[next(iter(self._lives))]
+        for case in self._cases:
+            case.answered = True
+            if cause is not None and case.identity.key != identity.key:
+                case.doubt = cause
+        return cause
+
+    def cast_doubt(self, cause: Cause) -> None:
+        """Something happened that may have killed all those not judged yet."""
+        for case in self._cases:
+            case.doubt = case.doubt or cause
+
+    def verdicts(self, now: float, *, fatal_age: float = inf) -> list[tuple[Case, Cause]]:
+        """The cases that are ripe, and what they died of. From `fatal_age` (seconds) on, age explains a death."""
+        ripe = [case for case in self._cases if case.answered and now >= case.settled_at]
+        self._cases = [case for case in self._cases if case not in ripe]
+        return [(case, self._judged(case, fatal_age)) for case in ripe]
+
+    def adjourn(self) -> list[Case]:
+        """Give up all open cases: nobody will come to answer."""
+        cases, self._cases = self._cases, []
+        return cases
+
+    def _judged(self, case: Case, fatal_age: float) -> Cause:
+        aged = case.busy or case.died.age_seconds >= fatal_age
+        return judge(case.died.ending, doubt=case.doubt, in_company=self._in_company(case), aged=aged)
+
+    def _in_company(self, case: Case) -> bool:
+        died = case.died
+        return died.ending.noticed == Noticed.READING and any(
+            abs(when - case.at) <= SETTLE_SECONDS
+            and not _alike(other.idle_seconds, died.idle_seconds)
+            and not _alike(other.age_seconds, died.age_seconds)
+            for when, other in self._ends
+        )
+
+
+def _alike(one: float, other: float) -> bool:
+    return 0.9 < one / max(other, 1e-9) < 1.1

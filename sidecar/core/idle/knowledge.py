@@ -1,0 +1,413 @@
+"""What the rests of one regime say about the idle limit.
+
+Theory of operation
+===================
+
+The evidence are *trials*: each is one rest of one fresh connection, ended by use or by death. Connections are not used
+twice, because one that survived has shown to be on a lucky path: where a path is drawn for every connection (several
+gateways, proxies, replicas), only fresh ones tell what the next connection will meet.
+
+Evidence is asymmetric. A survival cannot be false. A death may have any cause, so it is only as good as its witnesses.
+From this follow two numbers that are never merged. *proven* is the longest rest survived with no unexplained death at
+or below it; *dead by* is the shortest rest that killed and was never contradicted.
+
+A survival at or beyond a death contradicts it at once, and the death becomes a *stray*: an unrelated kill, or the mark
+of a second population of paths with a shorter limit. While strays are unexplained, proven counts only below the
+shortest of them: the advice must be safe now, the explanation may come later. It comes from the number of trials:
+
+    accidents            as many survivals near the limit as a volley has members, and again as many for each stray
+    several populations  more strays than accidents would leave, were every 33rd connection killed in each rest
+    a changed limit      the same, where the limit was verified before; or a survival clearly beyond it
+
+With several populations a survival proves only its own path. What counts then is the longest rest at which a double
+volley lived without loss (`low`), against the shortest fatal one (`high`).
+
+Everything here is a function of the trials in their order. A restarted sidecar that reads them back knows what its
+predecessor knew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf, sqrt
+
+from sidecar.core.evidence import Death, Status
+from sidecar.core.idle.ladder import settled
+from sidecar.core.idle.lifetime import Life, Lifetimes
+
+VOLLEY_REST = 0.98
+"""Where fresh connections must live: this share of the longest rest survived."""
+
+CONFIRM_WITHIN = 1.03
+"""Deaths within this factor of the shortest fatal rest are witnesses of the same limit."""
+
+SCATTER = 1.02
+"""How far the limits of two rests on one path may lie apart: timers are coarse and checked now and then."""
+
+BEYOND = 1.05
+"""A survival at this factor of the shortest fatal rest is more than scatter."""
+
+WITNESSES = 2
+"""Independent deaths that confirm a limit, with one more NEARBY. Another that died at BEYOND is needed to verify it."""
+
+NEARBY = 1.1
+
+ACCIDENT_RATE = 0.03
+"""The most unrelated kills that are taken for normal, per rest."""
+
+BEYOND_CHANCE = 1e-4
+"""More strays than accidents explain: when so many, or more, had less than this probability."""
+
+CHANGE_CHANCE = 2e-3
+"""The same where the limit was verified: measuring afresh in vain costs less than a false limit."""
+
+SCATTER_CHANCE = 0.003
+"""The same for deaths among survivals within SCATTER, where a scattered limit is likelier than a kill."""
+
+SEVERAL_POPULATIONS_RATIO = 1.08
+"""The bracket at which the search with several populations ends: each step costs a whole volley."""
+
+ONE_MOMENT_SECONDS = 1.0
+"""Connections that died together may have died of one event."""
+
+_NEAR = 0.97
+_REMEMBERED = 500
+_REMEMBERED_WITNESSES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One rest of a fresh connection, seconds; `at` is monotonic. `death` is None when it survived."""
+
+    idle_seconds: float
+    at: float
+    death: Death | None = None
+    sqlstate: str | None = None
+
+    @property
+    def visible(self) -> bool:
+        """Whether the end showed by itself, at the moment the timer fired."""
+        return self.death is not None and self.death.visible
+
+
+def visible_resolution(idle_seconds: float) -> float:
+    """How far below a visible death the limit may lie, in seconds.
+
+    A timer that closes by itself shows the limit exactly, but poolers look at their timers only now and then
+    (PgBouncer three times a second) and other servers round to seconds.
+    """
+    return max(0.5, 0.02 * idle_seconds)
+
+
+class Knowledge:
+    """The evidence of one regime, as numbers. All rests are in seconds.
+
+    `volley` is how many fresh connections must live near the limit before it counts as verified, `cap` the rest beyond
+    which no limit is looked for. A shallow copy is a snapshot: collections are replaced, never changed.
+    """
+
+    def __init__(self, *, volley: int, cap: float) -> None:
+        self._volley, self._cap = volley, cap
+        self.several_populations = False
+        self.verified = False  # once true it stays: doubts make it suspect, contradictions end the regime
+        self.changed = False  # what was verified holds no longer: a new regime must begin
+        self.deaths: tuple[Trial, ...] = ()  # not contradicted, shortest rest first
+        self.strays: tuple[Trial, ...] = ()  # contradicted and not explained yet, shortest rest first
+        self.fresh_survivals = 0  # near the verified limit, and how many did not: the safe interval is bounded by
+        self.fresh_deaths = 0  # their number, not by the wish
+        self.lifetimes = Lifetimes()
+        self.busy_seconds = 0.0  # the greatest age at which a busy connection answered
+        self._kept: list[Trial] = []  # rests beyond the limit with TCP keepalive
+        self._safe = 0.0  # with several populations: the longest rest at which a double volley lived
+        self._guarded = 0.0  # once verified: the rest at which guards must live, and no death is scatter
+        self._outlived = 0  # once verified: survivals beyond the limit since one last died there
+        self._survivals: list[float] = []  # ascending
+        self._deaths: list[Trial] = []  # unexplained, in order of time
+        self._recent: list[Trial] = []  # the trials that bear on what is in question now
+
+    # -- the numbers ----------------------------------------------------------------------------------------------
+
+    @property
+    def longest(self) -> float:
+        """The longest rest any connection survived; 0 when none did."""
+        return self._survivals[-1] if self._survivals else 0.0
+
+    @property
+    def low(self) -> float:
+        """The lower end of the bracket being searched; 0 while nothing survived."""
+        return self._safe if self.several_populations else self._survived_below(self.high)
+
+    @property
+    def high(self) -> float:
+        """The upper end of the bracket being searched; infinite while nothing died."""
+        witness = self.witness
+        return inf if witness is None else witness.idle_seconds
+
+    @property
+    def witness(self) -> Trial | None:
+        """The death that marks the upper end of the bracket."""
+        return self.deaths[0] if self.deaths else None
+
+    @property
+    def proven(self) -> float:
+        """The rest that may be relied on; 0 when there is none."""
+        if not self.strays or (self.several_populations and not self.verified):
+            return self.low
+        doubt = self.strays[0].idle_seconds
+        # What was survived before a verified limit came into doubt may be of the past.
+        return max((t.idle_seconds for t in self._recent if t.death is None and t.idle_seconds < doubt), default=0.0)
+
+    @property
+    def estimate(self) -> float | None:
+        """The most likely limit; a visible death shows it exactly."""
+        if self.witness is None:
+            return None
+        if self.witness.visible and not self.several_populations:
+            return self.high
+        return (self.low + self.high) / 2 if self.low else None
+
+    # -- what they are worth --------------------------------------------------------------------------------------
+
+    @property
+    def suspect(self) -> bool:
+        """Whether fresh connections died below a verified limit and the reason is not known yet."""
+        return self.verified and bool(self.strays)
+
+    @property
+    def found(self) -> bool:
+        """Whether the bracket is narrow enough."""
+        if self.witness is None:
+            return False
+        if self.several_populations:
+            return self.low > 0 and self.high <= self.low * SEVERAL_POPULATIONS_RATIO
+        return self.witness.visible or settled(self.low, self.high)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether connections outlive the cap and nothing died."""
+        return self.witness is None and self.longest >= self._cap
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether enough independent deaths witness the limit found."""
+        return self.found and self._witnesses(CONFIRM_WITHIN) >= WITNESSES and self._witnesses(NEARBY) > WITNESSES
+
+    @property
+    def needs_top(self) -> bool:
+        """Whether verification still wants a rest clearly beyond the limit, which has to die."""
+        return not self.several_populations and self.confirmed and self._witnesses(1.01 * BEYOND) <= WITNESSES
+
+    @property
+    def status(self) -> Status:
+        """How far the evidence reaches."""
+        if self.verified and not self.suspect:
+            return Status.VERIFIED
+        if self.suspect or self.found or self.exhausted:
+            return Status.CONFIRMED if self.confirmed and not self.suspect else Status.PROVISIONAL
+        return Status.MEASURING
+
+    @property
+    def volley_rest(self) -> float:
+        """How long fresh connections should rest next to settle what is open."""
+        if self.verified:
+            return self._guarded
+        if not self.several_populations or self.found:
+            return VOLLEY_REST * self.low
+        if self.low > 0:
+            return sqrt(self.low * self.high)
+        return max(VOLLEY_REST * self._survived_below(self.high), self.high / 2)
+
+    @property
+    def keepalive_helps(self) -> bool | None:
+        """A survival beyond the limit proves it; one death may be an accident, two are none."""
+        if any(trial.death is None for trial in self._kept):
+            return True
+        # Who got too old died of that, whatever keepalive did.
+        died = [trial for trial in self._kept if trial.idle_seconds < self.fatal_age]
+        return False if len(died) >= 2 else None
+
+    @property
+    def fatal_age(self) -> float:
+        """The age from which connections die however busy they are; infinite while no such limit is known."""
+        return (self.lifetimes.proven or 0.0) if self.lifetimes.known else inf
+
+    @property
+    def too_old_to_rest(self) -> bool:
+        """Whether the rests that killed were no shorter than the ages that do: age explains them all."""
+        return self.fatal_age < self.high < inf
+
+    # -- taking evidence ------------------------------------------------------------------------------------------
+
+    def add(self, trial: Trial) -> None:
+        """Take a trial. A death must have been judged to be by idleness."""
+        beyond = self.high
+        self._recent = [*self._recent, trial][-_REMEMBERED:]
+        if trial.death is None:
+            self._remember_survival(trial.idle_seconds)
+        else:
+            self._deaths = [*self._deaths, trial][-_REMEMBERED:]
+            if trial.visible and trial.idle_seconds > self.longest:  # it had lived until just before
+                self._remember_survival(trial.idle_seconds - visible_resolution(trial.idle_seconds))
+        self._weigh()
+        if self.verified:
+            self._watch(trial, beyond)
+        else:
+            self._conclude()
+
+    def add_life(self, life: Life) -> None:
+        """Take the age a connection reached. Only busy ones testify to a limit; any other can refute it."""
+        self.lifetimes = self.lifetimes.add(life)
+        if life.busy:
+            self.busy_seconds = max(self.busy_seconds, life.lived_seconds)
+
+    def add_kept_alive(self, trial: Trial) -> None:
+        """Take a trial with TCP keepalive, meant to outlive the limit."""
+        self._kept = [*self._kept, trial]
+
+    def _remember_survival(self, idle_seconds: float) -> None:
+        self._survivals = sorted([*self._survivals, idle_seconds])[-_REMEMBERED:]
+
+    def _weigh(self) -> None:
+        """Tell strays from deaths that stand.
+
+        A longer survival contradicts a death, except where the limit itself scatters a little: then some rests near it
+        are survived and others are not, and at least two deaths lie close together.
+        """
+        ordered = sorted(self._deaths, key=lambda trial: trial.idle_seconds)
+        standing = (n for n, trial in enumerate(ordered) if self._stands(trial))
+        first = next(standing, len(ordered))
+        self.strays, self.deaths = tuple(ordered[:first]), tuple(ordered[first:])
+
+    def _stands(self, trial: Trial) -> bool:
+        if self.several_populations:
+            return trial.idle_seconds > self._safe
+        return trial.idle_seconds > self.longest or self._scatters(trial)
+
+    def _scatters(self, trial: Trial) -> bool:
+        rest = trial.idle_seconds
+        if self.longest > SCATTER * rest or rest <= self._guarded:
+            return False
+        close = [t for t in self._deaths if 1 / SCATTER <= t.idle_seconds / rest <= SCATTER]
+        beyond = sum(t.idle_seconds >= rest for t in close)
+        lived = self._lived(rest)
+        unlikely = _chance_of_at_least(beyond, beyond + lived) < SCATTER_CHANCE
+        return _independent(close) >= 2 and unlikely and lived <= 2 * beyond
+
+    def _conclude(self) -> None:
+        """Before verification: are there several populations, is the limit verified?"""
+        if self.several_populations or self._more_than_accidents():
+            self.several_populations = True
+            self._safe = self._longest_safe()
+            self._weigh()
+            if self.found:
+                self._verify()
+        elif (self.exhausted or (self.confirmed and not self.needs_top)) and self._volley_lived():
+            self._verify()
+
+    def _longest_safe(self) -> float:
+        """With several populations: the longest rest at which a double volley lived, and one more for each loss.
+
+        Survivals of much longer rests do not count: of all who tried those, only the lucky can be told to have lived
+        at this one.
+        """
+        lived = sorted(trial.idle_seconds for trial in self._recent if trial.death is None)
+        died = sorted(trial.idle_seconds for trial in self._deaths)
+        for n in range(len(lived), 0, -1):
+            rest = lived[n - 1]
+            losses = bisect_right(died, rest)
+            if n - bisect_left(lived, _NEAR * rest) >= self._volley * (2 + losses):
+                return rest
+        return 0.0
+
+    def _verify(self) -> None:
+        rest = self._guarded = self.volley_rest
+        self.verified = True
+        self.fresh_survivals = self._lived(_NEAR * rest)
+        self.fresh_deaths += sum(t.death is not None and t.idle_seconds <= rest for t in self._recent)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Nothing is in question any more: what strays there were, were accidents."""
+        self._deaths = list(self.deaths[:_REMEMBERED_WITNESSES])
+        self._recent = []
+        self._weigh()
+
+    def _watch(self, trial: Trial, beyond: float) -> None:
+        """After verification: does the limit still hold? `beyond` is what was fatal before this trial."""
+        near = _NEAR * self._guarded <= trial.idle_seconds < beyond
+        if trial.death is None:
+            self.fresh_survivals += near
+            self._outlived += trial.idle_seconds >= BEYOND * beyond
+        elif trial.idle_seconds >= beyond:
+            self._outlived = 0
+        else:
+            self.fresh_deaths += trial.idle_seconds <= self._guarded
+        if self._outlived >= (2 * self._volley if self.several_populations else 1) or self._more_than_accidents():
+            self.changed = True
+        elif near and (not self.strays or self._volley_lived()):
+            self._settle()
+
+    # -- counting -------------------------------------------------------------------------------------------------
+
+    def _volley_lived(self) -> bool:
+        """Whether enough fresh connections survived near the limit, the strays considered."""
+        needed = self._volley * (self._events() + (not self.verified))
+        return self._lived(_NEAR * self.volley_rest) >= needed
+
+    def _more_than_accidents(self) -> bool:
+        """Whether so many deaths at rests that others survived can hardly be accidents."""
+        if not self.strays:
+            return False
+        lived = self._lived(_NEAR * self.strays[0].idle_seconds)
+        events = self._events()
+        return _chance_of_at_least(events, events + lived) < (CHANGE_CHANCE if self.verified else BEYOND_CHANCE)
+
+    def _events(self) -> int:
+        """How many accidents explain the strays: a gateway that forgets its table kills all that is open, unseen.
+
+        Many strays whose rests have an instant in common are one event, unless others lived through that time too.
+        """
+        groups: list[int] = []
+        until, since = -inf, -inf
+        for stray in sorted(self.strays, key=lambda trial: trial.at):
+            since = max(since, stray.at - stray.idle_seconds)
+            shared = since < until and not any(
+                t.death is None and t.at - t.idle_seconds <= since and until <= t.at for t in self._recent
+            )
+            if shared:
+                groups[-1] += 1
+            else:
+                groups.append(1)
+                since, until = stray.at - stray.idle_seconds, stray.at
+        return sum(1 if 2 * strays > self._volley else strays for strays in groups)
+
+    def _lived(self, rest: float) -> int:
+        return sum(trial.death is None and trial.idle_seconds >= rest for trial in self._recent)
+
+    def _survived_below(self, idle_seconds: float) -> float:
+        below = bisect_left(self._survivals, idle_seconds)
+        return self._survivals[below - 1] if below else 0.0
+
+    def _witnesses(self, within: float) -> int:
+        """How many deaths at most `within` times the shortest fatal rest were of separate moments."""
+        return _independent(trial for trial in self.deaths if trial.idle_seconds <= within * self.high)
+
+
+def _independent(trials: Iterable[Trial]) -> int:
+    """How many deaths there were; those seen in one moment may be of one event."""
+    count, latest = 0, -inf
+    for trial in sorted(trials, key=lambda trial: trial.at):
+        if not trial.visible or trial.at - latest > ONE_MOMENT_SECONDS:
+            count, latest = count + 1, trial.at
+    return count
+
+
+def _chance_of_at_least(deaths: int, trials: int) -> float:
+    """The probability of so many accidents among so many rests."""
+    fewer, term = 0.0, (1 - ACCIDENT_RATE) ** trials
+    for k in range(deaths):
+        fewer += term
+        term *= (trials - k) / (k + 1) * ACCIDENT_RATE / (1 - ACCIDENT_RATE)
+    return 1 - fewer

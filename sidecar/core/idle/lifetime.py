@@ -1,0 +1,171 @@
+"""What the lives of busy connections say about a limit on their age.
+
+Theory of operation
+===================
+
+A path may end a connection at an age, however busy it is: a proxy with a longest connection time, a firewall whose
+entries are not renewed. Probes that rest cannot tell this from an idle limit, since they are as old as they are rested.
+So the witnesses here are connections that are never left to rest for as long as rests are proven to be survived: the
+arm `lifetime`, and the heartbeat's session. Whatever ends those, it was not idleness.
+
+One such death may have any cause, so it makes a limit only *suspected*, until a connection, busy or not, outlives it. A
+limit is known when that repeats itself: another died at the same age, give or take AGREE, and at another time, since
+what kills two connections in one moment is an event, whatever their ages. Two may still agree by chance, and a longer
+life refutes them. It does not refute what three or more have met, the majority of all who got no older, because the
+next connection may be led through another gateway; that is history only when busy ones outlive it time and again.
+
+All ages are in seconds. Between its last answer and the discovery of its end a connection may have died at any age, so
+each death is a bracket.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import inf
+
+from sidecar.core.evidence import Death
+
+AGREE = 1.02
+"""Deaths at ages within this factor are taken to be of one limit. Two of unrelated causes agree about once in twenty
+times, so none may contradict two."""
+
+BEYOND = 1.05
+"""A life this much longer than one that ended has outlived it."""
+
+OUTLIVED = 6
+"""A limit that three have met is history when more busy connections than this have outlived it since the last but one
+of those."""
+
+VAGUE = 1.5
+"""A bracket of ages wider than this factor."""
+
+_REMEMBERED = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeLimit:
+    """The age (seconds) at which connections die however busy they are, once that has repeated itself."""
+
+    proven_seconds: float
+    dead_by_seconds: float
+    estimate_seconds: float
+    death: Death | None
+    sqlstate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """How old one connection got; `at` is when that was known, monotonic seconds. `death` is None while it lives.
+
+    It answered at the age of `lived_seconds`, and was dead, or last seen alive, at `age_seconds`. What is told anew
+    under the same `id` replaces what was told before.
+    """
+
+    id: str
+    lived_seconds: float
+    age_seconds: float
+    at: float
+    busy: bool
+    death: Death | None = None
+    sqlstate: str | None = None
+
+    @property
+    def vague(self) -> bool:
+        """Whether it may have died at so many ages that its death says nothing."""
+        return self.age_seconds > VAGUE * self.lived_seconds
+
+    @property
+    def began(self) -> float:
+        """The time at which it was last known to live."""
+        return self.at - (self.age_seconds - self.lived_seconds)
+
+    def agrees(self, other: Life) -> bool:
+        """Whether both may have died at the same age."""
+        return max(self.lived_seconds, other.lived_seconds) <= AGREE * min(self.age_seconds, other.age_seconds)
+
+    def outlives(self, death: Life) -> bool:
+        """Whether it got clearly older than one that had died before."""
+        return self.at > death.at and self.lived_seconds >= BEYOND * death.age_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """The lives of one regime, and the limit they show. Immutable: what takes a life returns what is known then."""
+
+    deaths: tuple[Life, ...] = ()  # of busy connections, in order of time
+    busy: tuple[Life, ...] = ()  # busy connections that outlived one of those
+    rested: tuple[Life, ...] = ()  # the same of those that rested
+    witnesses: tuple[Life, ...] = ()  # deaths that stand and agree, the lowest that do
+
+    def add(self, life: Life) -> Lifetimes:
+        """Take a death of a busy connection, or the age that any connection has reached."""
+        if life.death is not None:
+            known = replace(self, deaths=(*self.deaths, life)[-_REMEMBERED:])
+        elif not any(life.outlives(death) for death in self.deaths):
+            return self
+        elif life.busy:
+            others = (other for other in self.busy if other.id != life.id)
+            known = replace(self, busy=(*others, life)[-_REMEMBERED:])
+        else:
+            known = replace(self, rested=(*self.rested, life)[-_REMEMBERED:])
+        return replace(known, witnesses=known._weighed())
+
+    def _weighed(self) -> tuple[Life, ...]:
+        for death in sorted(self.deaths, key=lambda life: life.age_seconds):
+            agreeing = tuple(other for other in self.deaths if other.agrees(death))
+            if self._stands(death, agreeing):
+                return agreeing
+        return ()
+
+    def _stands(self, death: Life, agreeing: tuple[Life, ...]) -> bool:
+        times = sorted(other.at for other in agreeing)
+        earlier = sum(not other.agrees(death) and other.age_seconds < death.age_seconds for other in self.deaths)
+        if len(agreeing) > 2 and _of_several_times(agreeing) and earlier < len(agreeing):
+            since = replace(death, at=times[-2])
+            return sum(life.outlives(since) for life in self.busy) <= OUTLIVED
+        since = replace(death, at=times[0])
+        return not any(life.outlives(since) for life in (*self.busy, *self.rested, *self.deaths))
+
+    @property
+    def suspected(self) -> bool:
+        """Whether any busy connection died at an age that none has outlived since."""
+        return bool(self.witnesses)
+
+    @property
+    def known(self) -> bool:
+        """Whether that repeated itself."""
+        return _of_several_times(self.witnesses)
+
+    def expects(self, life: Life) -> bool:
+        """Whether a death at this age would be nothing new."""
+        return any(life.agrees(witness) for witness in self.witnesses)
+
+    @property
+    def proven(self) -> float | None:
+        """The longest age lived through below the shortest fatal one; None while no limit is suspected."""
+        if not self.witnesses:
+            return None
+        below = (life.lived_seconds for life in self.deaths if life.lived_seconds < self.dead_by)
+        return max(below, default=self.witness.lived_seconds)
+
+    @property
+    def dead_by(self) -> float:
+        """The shortest fatal age; infinite while no limit is suspected."""
+        return self.witness.age_seconds if self.witnesses else inf
+
+    @property
+    def refuted_by(self) -> float:
+        """The age that outlives all that show the limit; infinite while none is suspected."""
+        return BEYOND * max((life.age_seconds for life in self.witnesses), default=inf)
+
+    @property
+    def witness(self) -> Life:
+        """The death at the lowest age of those that show the limit. There must be one."""
+        return min(self.witnesses, key=lambda life: life.age_seconds)
+
+
+def _of_several_times(deaths: tuple[Life, ...]) -> bool:
+    """Whether no single event can have caused them all: two have no instant in common."""
+    spans = sorted((death.at, death.began) for death in deaths)
+    return any(began > until for (until, _), (_, began) in pairwise(spans))
