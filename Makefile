@@ -29,7 +29,7 @@ format: $(DEV)  ## bring the code into shape
 	$(BIN)/ruff format .
 
 docs: $(DEV)  ## write the pages in docs/ that are made from the code
-	$(BIN)/python -m docs.generate
+	$(BIN)/python -m testing.pages
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest -q tests/test_explain.py -k page
 
 bench: $(DEV)  ## start-up, memory, CPU and request rate of the running service

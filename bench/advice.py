@@ -29,7 +29,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
@@ -41,9 +40,7 @@ from sidecar.demo.server import HOST, PostgresServer
 from sidecar.demo.service import Service, run_service
 from sidecar.demo.standby import StandbyServer
 from sidecar.web.client import ask
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from lab import Lab, LabUnavailable, boxes
+from testing.lab import Lab, LabUnavailable, boxes
 
 REAL_LIMIT_SECONDS = 350.0  # AWS NLB and NAT gateway, EC2 connection tracking, AWS Network Firewall
 REST = 1.1  # of the limit

@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 from math import exp, inf, log
 from unittest import mock
 
-from bench.simulation import Simulation, World
 from sidecar.catalogue import known_limits
 from sidecar.core.advice.attribution import defaults
 from sidecar.core.evidence import Status
 from sidecar.core.idle import ladder
 from sidecar.core.idle.ladder import RESOLUTION, SPARED_UNTIL
+from testing.simulation import Simulation, World
 
 SHORTEST, LONGEST, FLOOR, CAP = 20.0, 28_800.0, 5.0, 86_400.0
 DEFAULTS = defaults(known_limits())

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pictures import Picture, measuring, target, verified
 
 from sidecar import __version__
 from sidecar.cli import main
 from sidecar.settings import keys, load_settings
 from sidecar.web.openapi import document
 from sidecar.web.server import HttpServer
+from testing.pictures import Picture, measuring, target, verified
 
 BAD_CONFIGS = Path(__file__).parent / "bad_configs"
 URL = "postgresql+asyncpg://app@db.internal:5432/app"

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from facts.client import MakePath
 
-from bench.simulation import World
 from sidecar.core.advice.advice import Policy, advise
 from sidecar.core.advice.recommendation import Recommendation, Remark
 from sidecar.core.budget import Declared
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
+from testing.simulation import World
 
 POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
 LIMIT = 350.0

@@ -12,14 +12,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench.picture import draw
-from bench.simulation import World
-from docs.generate import PAGES, command_parsers
 from sidecar.core.advice.render import FORMATS
 from sidecar.core.evidence import Status
 from sidecar.core.idle.ladder import settled
 from sidecar.settings import keys
 from sidecar.web.routes import ADMIN, PUBLIC
+from testing.drawing import draw
+from testing.pages import PAGES, command_parsers
+from testing.simulation import World
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))

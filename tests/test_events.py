@@ -14,11 +14,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from pictures import Picture, observation, outage, target, verified
 
 from sidecar.core.journal import Journal
 from sidecar.web import events
 from sidecar.web.server import HttpServer
+from testing.pictures import Picture, observation, outage, target, verified
 
 
 @dataclass

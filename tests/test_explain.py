@@ -28,7 +28,6 @@ import pytest
 import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from poolers import pgbouncer
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -36,6 +35,7 @@ from sidecar.core.explain.explain import as_markdown, as_text, mask, root_cause
 from sidecar.core.explain.known_errors import KNOWN_ERRORS
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
+from testing.poolers import pgbouncer
 
 MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]

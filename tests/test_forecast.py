@@ -6,11 +6,11 @@ import statistics
 
 import pytest
 
-from bench.simulation import Simulation, World
 from sidecar.core.advice.recommendation import IdleLimit
 from sidecar.core.evidence import Death, Status
 from sidecar.core.idle.forecast import REACHED, Forecast, forecast
 from sidecar.core.idle.probes import ProbeView
+from testing.simulation import Simulation, World
 
 RESTING = ProbeView(connection=1, arm="search", state="resting", idle_seconds=40.0, until_seconds=60.0)
 

@@ -17,7 +17,14 @@ from typing import Any
 import asyncpg
 import psutil
 import pytest
-from watching import (
+
+from sidecar.core.availability.machine import State
+from sidecar.core.availability.outages import over, spells
+from sidecar.core.evidence import Cause
+from sidecar.demo.path import FaultyPath
+from sidecar.demo.server import HOST, PostgresServer
+from sidecar.demo.standby import StandbyServer
+from testing.watching import (
     CULL,
     DEADLINE,
     EVERY,
@@ -32,13 +39,6 @@ from watching import (
     reinstate,
     watching,
 )
-
-from sidecar.core.availability.machine import State
-from sidecar.core.availability.outages import over, spells
-from sidecar.core.evidence import Cause
-from sidecar.demo.path import FaultyPath
-from sidecar.demo.server import HOST, PostgresServer
-from sidecar.demo.standby import StandbyServer
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a second loopback address by itself")
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.simulation import Simulation, World
 from sidecar.core.evidence import Aged, Cause, Death, Disturbed, Ending, Observation, Status
 from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle.ladder import SPARED_UNTIL
 from sidecar.core.idle.machine import BACKOFF_SECONDS, PATIENCE_SECONDS, IdleMachine, IdleStatus, Stage
+from testing.simulation import Simulation, World
 
 LIMIT = 350.0
 DEATHS = {

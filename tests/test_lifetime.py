@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from facts.client import MakePath
 
-from bench.simulation import Simulation, World
 from sidecar.core.advice.advice import Policy, advise, after_trials
 from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.recommendation import LifetimeLimit, Recommendation
@@ -24,6 +23,7 @@ from sidecar.core.idle.machine import BUSY_SHARE, RULER, IdleMachine, IdleStatus
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import run_service
 from sidecar.web.client import ask
+from testing.simulation import Simulation, World
 
 # -- what lives tell --------------------------------------------------------------------------------------------------
 

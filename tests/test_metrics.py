@@ -8,7 +8,6 @@ import shutil
 import subprocess
 
 import pytest
-from pictures import NOON, Picture, observation, outage, target, verified
 from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -18,6 +17,7 @@ from sidecar.core.advice.recommendation import IdleLimit
 from sidecar.core.advice.verdict import ApplicationSettings, judge_application
 from sidecar.core.evidence import Cause, Death, Status
 from sidecar.metrics import OUTAGE_KINDS, OUTCOMES, VERDICTS, Metrics
+from testing.pictures import NOON, Picture, observation, outage, target, verified
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 

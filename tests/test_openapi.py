@@ -11,12 +11,12 @@ import aiohttp
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from pictures import Picture, observation, outage, target, verified
 
 from sidecar.metrics import Metrics
 from sidecar.web.openapi import document
 from sidecar.web.routes import ADMIN, FORMATS, PUBLIC
 from sidecar.web.server import HttpServer
+from testing.pictures import Picture, observation, outage, target, verified
 
 DOCUMENT = document()
 

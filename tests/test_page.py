@@ -19,7 +19,6 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from pictures import Picture, measuring, observation, outage, target, verified
 from playwright.async_api import Browser, Page, async_playwright, expect
 
 from sidecar.core.advice.ping_cost import Spread
@@ -41,6 +40,7 @@ from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
 from sidecar.web.routes import FORMATS
 from sidecar.web.server import HttpServer
+from testing.pictures import Picture, measuring, observation, outage, target, verified
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = Path(__file__).parent.parent / "build" / "page"

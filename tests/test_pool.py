@@ -11,11 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import pictures
 import pytest
 from facts.wire import recording
 from sqlalchemy.ext.asyncio import create_async_engine
-from watching import CULL, demote, execute, reinstate
 
 from sidecar.core.advice.ping_cost import PING_ROUND_TRIPS
 from sidecar.core.advice.recommendation import PoolSettings, Recommendation
@@ -26,6 +24,8 @@ from sidecar.probes import pool as pool_module
 from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, Connected, PoolFact, PrePinged, TurnFailed
 from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.settings import TargetSettings
+from testing import pictures
+from testing.watching import CULL, demote, execute, reinstate
 
 MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]

@@ -29,7 +29,6 @@ import yaml
 from facts.wire import recording
 from hypothesis import given
 from hypothesis import strategies as st
-from poolers import pgbouncer
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -40,6 +39,7 @@ from sidecar.core.advice.render import FORMATS
 from sidecar.core.evidence import Death, Keepalive, Status
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
+from testing.poolers import pgbouncer
 
 MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]

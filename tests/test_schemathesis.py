@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from pictures import Picture, observation, outage, target, verified
 from schemathesis import GenerationMode
 from schemathesis.schemas import BaseSchema
 
 from sidecar.metrics import Metrics
 from sidecar.web.routes import PUBLIC
 from sidecar.web.server import HttpServer
+from testing.pictures import Picture, observation, outage, target, verified
 
 
 def rich() -> Picture:

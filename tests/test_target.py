@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from pictures import Picture
-from watching import CULL, demote, eventually, execute, reinstate
 
 from sidecar.core.availability.outages import over
 from sidecar.core.evidence import Observation, Outage
@@ -19,6 +17,8 @@ from sidecar.metrics import Metrics
 from sidecar.probes import pool as pool_module
 from sidecar.settings import Settings
 from sidecar.target import Target
+from testing.pictures import Picture
+from testing.watching import CULL, demote, eventually, execute, reinstate
 
 MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import orjson
 import pytest
-from pictures import measuring, observation, target, verified
 
 from sidecar import documents, terminal
 from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.recommendation import IdleLimit, Recommendation
 from sidecar.core.advice.render import FORMATS
 from sidecar.core.evidence import Cause, Death, Observation, Status
+from testing.pictures import measuring, observation, target, verified
 
 GOLDEN = Path(__file__).parent / "golden" / "terminal"
 

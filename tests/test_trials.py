@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-import pictures
 import pytest
 
 from sidecar.core.advice.recommendation import Recommendation
@@ -18,6 +17,7 @@ from sidecar.demo.server import PostgresServer
 from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.probes.trial import TrialVoid, try_out
 from sidecar.settings import TargetSettings
+from testing import pictures
 
 MakePath = Callable[..., Awaitable[FaultyPath]]
 

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import aiohttp
 import psutil
 import pytest
-from pictures import Picture, measuring, observation, outage, target, verified
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sidecar.catalogue import known_limits
@@ -22,6 +21,7 @@ from sidecar.core.evidence import Observation
 from sidecar.core.views import TargetView
 from sidecar.web.routes import ADMIN, ASSETS, FORMATS, PUBLIC
 from sidecar.web.server import HttpServer
+from testing.pictures import Picture, measuring, observation, outage, target, verified
 
 PROBLEM_JSON = "application/problem+json"
 

@@ -9,6 +9,7 @@ from typing import Any
 import helm_python as helm
 import yaml
 
+OLDEST, NEWEST = "1.29", "1.37"  # versions of Kubernetes that manifests are validated for
 REPOSITORY = Path(__file__).parents[2]
 CHART = REPOSITORY / "helm" / "connection-health-sidecar"
 EXAMPLE = REPOSITORY / "helm" / "examples" / "application"

@@ -20,6 +20,8 @@ from tests.kubernetes.charts import (
     CHART,
     EXAMPLE_SAMPLES,
     MINIMAL,
+    NEWEST,
+    OLDEST,
     REPOSITORY,
     SAMPLES,
     Manifest,
@@ -34,7 +36,6 @@ from tests.kubernetes.charts import (
 from tests.kubernetes.custom_resources import SCHEMAS
 from tests.kubernetes.pod_security import violations
 
-OLDEST, NEWEST = "1.29", "1.37"
 """The Kubernetes releases supported: 1.29 is the first with native sidecars, 1.37 the latest."""
 
 TLS = {"password": {"secretName": "s", "key": "k"}, "ca": {"secretName": "s", "key": "ca.crt"}}

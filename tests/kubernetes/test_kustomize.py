@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 from sidecar.settings import load_settings
-from tests.kubernetes.charts import REPOSITORY, Manifest, containers, has_pods, one, pod_of, render, values_of
+from tests.kubernetes.charts import NEWEST, REPOSITORY, Manifest, containers, has_pods, one, pod_of, render, values_of
 from tests.kubernetes.pod_security import violations
-from tests.kubernetes.test_chart import NEWEST
 
 COMPONENT = REPOSITORY / "kustomize" / "component"
 EXAMPLE = REPOSITORY / "kustomize" / "example"

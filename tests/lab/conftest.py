@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import Lab, LabUnavailable
+from testing.lab import Lab, LabUnavailable
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ import pytest
 
 from sidecar.core.evidence import Death
 from sidecar.demo.service import Service, run_service
-
-from . import Endpoint, Lab, Path, boxes
+from testing.lab import Endpoint, Lab, Path, boxes
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]  # what is waited for together counts for the first test
 if sys.platform != "linux":

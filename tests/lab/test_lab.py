@@ -23,7 +23,7 @@ from typing import Any, Literal
 import asyncpg
 import pytest
 
-from . import Endpoint, Lab, LabUnavailable, Path, boxes
+from testing.lab import Endpoint, Lab, LabUnavailable, Path, boxes
 
 pytestmark = pytest.mark.lab
 if sys.platform != "linux":

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from testing.lab.test_lab import pooled_idle_session_timeout
 
 from sidecar.core.evidence import Cause, Death, Observation, Status
 from sidecar.core.idle.machine import IdleStatus
@@ -25,10 +26,8 @@ from sidecar.probes.pool import CanaryPool, CheckedOut, PoolFact, PrePinged, Tur
 from sidecar.probes.postgresql.endpoint import Endpoint as TargetEndpoint
 from sidecar.settings import TargetSettings
 from sidecar.web.client import ask
-
-from . import Endpoint, Lab, Path, boxes
-from .measure import measuring
-from .test_lab import pooled_idle_session_timeout
+from testing.lab import Endpoint, Lab, Path, boxes
+from testing.lab.measure import measuring
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]  # what is waited for together counts for the first test
 if sys.platform != "linux":

@@ -7,9 +7,9 @@ import sys
 import time
 
 import pytest
-from watching import SILENT, watching
 
-from . import Lab
+from testing.lab import Lab
+from testing.watching import SILENT, watching
 
 pytestmark = pytest.mark.lab
 if sys.platform != "linux":

@@ -17,8 +17,7 @@ from pathlib import Path as FilePath
 from typing import Self
 
 from sidecar.demo.server import PostgresServer
-
-from .namespace import LabUnavailable, Namespace
+from testing.lab.namespace import LabUnavailable, Namespace
 
 PROGRAMS = ("ip", "ss", "setpriv", "nft", "haproxy", "nginx", "pgbouncer")
 NETWORK = ip_network("198.18.0.0/15")  # RFC 2544: for tests of network devices, routed nowhere

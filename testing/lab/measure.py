@@ -15,8 +15,7 @@ from sidecar.core.idle.machine import Budget, IdleMachine, IdleStatus
 from sidecar.probes.idle import IdleProbeRunner
 from sidecar.probes.postgresql.endpoint import Endpoint as TargetEndpoint
 from sidecar.settings import TargetSettings
-
-from . import Endpoint
+from testing.lab import Endpoint
 
 CONNECTIONS = 8
 

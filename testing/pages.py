@@ -23,15 +23,15 @@ from sidecar.cli import _parser
 from sidecar.metrics import Metrics
 from sidecar.settings import DatabaseUrl, Section, Settings, keys
 from sidecar.web.openapi import document
-from tests.pictures import Picture, outage, target, verified
+from testing.pictures import Picture, outage, target, verified
 
-HERE = Path(__file__).parent
+DOCS = Path(__file__).parent.parent / "docs"
 WIDTH = 120
 
 
 def main() -> int:
     for name, page in PAGES.items():
-        (HERE / name).write_text(page())
+        (DOCS / name).write_text(page())
     return 0
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from .namespace import Namespace
-from .network import Endpoint, Path
+from testing.lab.namespace import Namespace
+from testing.lab.network import Endpoint, Path
 
 PROXY_PORT = 6432
 _VERDICTS = {"drop": "drop", "reset": "meta l4proto tcp reject with tcp reset"}
