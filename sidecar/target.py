@@ -25,9 +25,18 @@ from sidecar.core.views import TargetView
 from sidecar.metrics import Counts
 from sidecar.probes.availability import AvailabilityRunner
 from sidecar.probes.idle import IdleProbeRunner
-from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, PoolFact, PrePinged, TurnFailed
-from sidecar.probes.postgresql.endpoint import Endpoint
-from sidecar.probes.postgresql.observer import keep_observing
+from sidecar.probes.observer import keep_observing
+from sidecar.probes.pool import (
+    ROUND_EVERY_SECONDS,
+    CanaryPool,
+    CannotWrite,
+    CheckedOut,
+    Closed,
+    PoolFact,
+    PrePinged,
+    TurnFailed,
+)
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.trial import Trials
 from sidecar.settings import Settings
 
@@ -53,6 +62,7 @@ class Target:
         keep: Callable[[Observation | Outage], None],
         observations: Sequence[Observation] = (),
         outages: Sequence[Outage] = (),
+        pool_round_every_seconds: float = ROUND_EVERY_SECONDS,
     ) -> None:
         self.name = name
         self._settings, self._target = settings, settings.targets[name]
@@ -83,7 +93,7 @@ class Target:
         self._checkouts: tuple[Spread | None, Spread | None] = (None, None)  # without and with a ping
         self._checkouts_looked_at = 0.0
         self._measuring_since: float | None = None
-        endpoint = Endpoint(self._target)
+        driver = PostgresDriver(self._target)
         idle = self._target.idle
         self._machine = IdleMachine(
             target=name,
@@ -95,32 +105,32 @@ class Target:
             defaults=defaults(known_limits()),
             history=observations,
         )
-        self._surveyor = IdleProbeRunner(self._machine, endpoint, deadline_seconds=idle.deadline, record=self._observed)
-        self._pool = CanaryPool(self._target, endpoint, self._pool_observed)
+        self._surveyor = IdleProbeRunner(self._machine, driver, deadline_seconds=idle.deadline, record=self._observed)
+        self._pool = CanaryPool(self._target, driver, self._pool_observed, round_every_seconds=pool_round_every_seconds)
         self._watch = AvailabilityRunner(
             name,
             self._target,
-            endpoint,
+            driver,
             on_outage=self._outage,
             on_disturbed=self._disturbed,
             on_aged=self._surveyor.tell,
         )
         self._trials = Trials(
             name,
-            endpoint,
+            driver,
             due=self._due_trials,
             room=lambda: max(1, self._spare // 4) if self._spare else 0,
             began=self._share_connections,
             ended=self._trial_ended,
         )
-        self._endpoint = endpoint
+        self._driver = driver
         self._recommendation, self._recommended_at = self._advise(), time.time()
         self._view, self._viewed_at = self._look(), self._loop.time()
 
     def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         """What is to be supervised, each with a name."""
         yield f"{self.name}/watch", self._watch.run()
-        yield f"{self.name}/observer", keep_observing(self._endpoint, self._declares)
+        yield f"{self.name}/observer", keep_observing(self._driver, self._declares)
         yield f"{self.name}/pool", self._pool.run()
         if self._target.idle.enabled:
             # Nothing is opened before the server has said how much it can spare.

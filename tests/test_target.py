@@ -7,14 +7,11 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import pytest
-
 from sidecar.core.availability.outages import over
 from sidecar.core.evidence import Observation, Outage
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.metrics import Metrics
-from sidecar.probes import pool as pool_module
 from sidecar.settings import Settings
 from sidecar.target import Target
 from testing.pictures import Picture
@@ -24,11 +21,6 @@ MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]
 
 POOLED = 3
-
-
-@pytest.fixture(autouse=True)
-def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "ROUND_EVERY_SECONDS", 0.3)
 
 
 class Running:
@@ -48,6 +40,7 @@ class Running:
             Settings.model_validate({"targets": {"db": settings}}),
             metrics=self._metrics,
             keep=self.records.append,
+            pool_round_every_seconds=0.3,
         )
 
     @property
