@@ -13,7 +13,7 @@ from typing import Any
 
 from sidecar.core.evidence import Aged, Disturbed, Ending, Observation
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle.machine import IdleMachine
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
 from sidecar.probes.postgresql.wire import ConnectionEnded, ProbeConnection, sleepless_time
@@ -48,7 +48,7 @@ class IdleProbeRunner:
         """Probe connections by state."""
         return {"open": len(self._connections), "opening": len(self._tasks.keys() - self._connections.keys())}
 
-    def tell(self, fact: Aged | Disturbed | Budget) -> None:
+    def tell(self, fact: Aged | Disturbed | ClockSet | Budget) -> None:
         """Hand a fact from outside to the machine. Nothing is kept for one that does not run, which it may never do."""
         if self._running:
             self._facts.put_nowait(fact)

@@ -58,8 +58,9 @@ class Trials:
         room: Callable[[], int],
         began: Callable[[], None],
         ended: Callable[[TrialResult], None],
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self._target, self._endpoint = target, endpoint
+        self._target, self._endpoint, self._wall = target, endpoint, wall
         self._due, self._room, self._began, self._ended = due, room, began, ended
         self._running: dict[asyncio.Task[None], str] = {}
         self._regime = 0
@@ -79,7 +80,7 @@ class Trials:
 
     def renew(self) -> None:
         """Have every setup tried anew now."""
-        self._renew_before = time.time()
+        self._renew_before = self._wall()
 
     def disturbed(self) -> None:
         """The database was restarted, moved or away: a trial that fails now says nothing about its settings."""
@@ -93,7 +94,7 @@ class Trials:
                 before = self.running
                 self._running = {task: name for task, name in self._running.items() if not task.done()}
                 fresh = [result for result in self.results if result.at >= self._renew_before]
-                for attempt in self._due(fresh, time.time()):
+                for attempt in self._due(fresh, self._wall()):
                     if self.running >= self._room():
                         break
                     if attempt.setup.name not in self._running.values():
@@ -105,7 +106,7 @@ class Trials:
     async def _try(self, attempt: Attempt) -> None:
         name, began, regime = attempt.setup.name, asyncio.get_running_loop().time(), self._regime
         try:
-            result = await try_out(self._endpoint, attempt.setup, attempt.rest_seconds)
+            result = await try_out(self._endpoint, attempt.setup, attempt.rest_seconds, wall=self._wall)
         except TrialVoid as reason:
             log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
             await asyncio.sleep(PAUSE_SECONDS)
@@ -127,7 +128,12 @@ class Trials:
 
 
 async def try_out(
-    endpoint: Endpoint, setup: Setup, rest_seconds: float, *, patience_seconds: float = PATIENCE_SECONDS
+    endpoint: Endpoint,
+    setup: Setup,
+    rest_seconds: float,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    wall: Callable[[], float] = time.time,
 ) -> TrialResult:
     """Check out, use, rest, check out again and use.
 
@@ -169,7 +175,7 @@ async def try_out(
             await _control(endpoint)
         return TrialResult(
             setup=setup,
-            at=time.time(),
+            at=wall(),
             idle_seconds=asked - rested_from,
             outcome=outcome,
             checkout_seconds=took if outcome == "ok" else None,
