@@ -16,6 +16,7 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from math import inf
 
 from sidecar import logs
 from sidecar.clock import Clock
@@ -39,6 +40,9 @@ REFRESH_SECONDS = 1.0
 REFRESH_PAUSE_SECONDS = 0.2
 """After a refresh, however much is recorded meanwhile."""
 
+VIEW_SECONDS = 0.2
+"""A view may be this old: probes and dashboards ask more often than anything changes."""
+
 # Leaving takes at most the sum of these: Kubernetes and operators expect less than five seconds.
 TASKS_GRACE_SECONDS = 2.0
 STORE_GRACE_SECONDS = 1.5
@@ -60,6 +64,8 @@ class Service:
         self._leaving = asyncio.Event()
         self._news = asyncio.Event()  # something was recorded since the last refresh
         self._targets: dict[str, Target] = {}
+        self._views: Mapping[str, TargetView] = {}
+        self._viewed_at = -inf  # monotonic
         self._tasks = SupervisedTasks(log)
         self._started = False
         self._status = 0
@@ -125,6 +131,7 @@ class Service:
                 observations=observations,
                 outages=outages,
             )
+        self._viewed_at = -inf
 
     def _keep(self, record: Observation | Outage) -> None:
         self._store.add(record)
@@ -140,6 +147,7 @@ class Service:
             self._clock.follow_wall()
             for target in self._targets.values():
                 target.refresh()
+            self._viewed_at = -inf
             await asyncio.sleep(REFRESH_PAUSE_SECONDS)
 
     async def _stop(self, starting: asyncio.Task[None]) -> None:
@@ -174,7 +182,9 @@ class Service:
         return self._journal
 
     def targets(self) -> Mapping[str, TargetView]:
-        return {name: target.view for name, target in self._targets.items()}
+        if (now := self._clock.monotonic()) - self._viewed_at >= VIEW_SECONDS:
+            self._views, self._viewed_at = {name: target.view for name, target in self._targets.items()}, now
+        return self._views
 
     def observations(self, target: str) -> Sequence[Observation]:
         return self._targets[target].records.observations
