@@ -8,7 +8,7 @@ It has three hands, because no single one is fit for everything:
 - *monotonic*: what timers run on and what the machines of the core are told. It never steps, and stands still while the
   machine sleeps. It is that of the event loop: asyncio's loops run on `time.monotonic`.
 - *boot time*: monotonic too, and goes on while the machine sleeps. Rests are measured with it, since a firewall on the
-  path does not sleep.
+  path does not sleep. It is the same for everyone and cannot be set, so it is a function.
 - *wall*: seconds since the Unix epoch, for records and people. It may step, by hand, by NTP, or because we slept.
 
 The wall clock is not read each time something is stamped: it is made of monotonic time and an offset that is held here.
@@ -30,7 +30,7 @@ _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boot_time() -> float:
-    """Monotonic seconds that go on while the machine is suspended."""
+    """Monotonic seconds that go on while the machine is suspended: what rests are measured with."""
     return time.clock_gettime(_BOOT_CLOCK)
 
 
@@ -44,10 +44,6 @@ class Clock:
     def monotonic(self) -> float:
         """Seconds of the event loop's clock."""
         return time.monotonic()
-
-    def boot(self) -> float:
-        """Seconds that go on while the machine sleeps (see `boot_time`)."""
-        return boot_time()
 
     def wall(self) -> float:
         """Seconds since the Unix epoch, as of the last `follow_wall`."""

@@ -28,9 +28,9 @@ from sidecar.core.evidence import Observation, Status
 from sidecar.core.idle.forecast import REACHED, forecast
 from sidecar.core.views import TargetView
 from sidecar.metrics import Counts
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
-from sidecar.probes.postgresql.observer import observe
-from sidecar.probes.postgresql.wire import ConnectionEnded
+from sidecar.probes.errors import CannotConnect, ConnectionEnded
+from sidecar.probes.observer import observe
+from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_connects
 from sidecar.settings import Settings
 from sidecar.target import Target
 from sidecar.tasks import SupervisedTasks
@@ -132,7 +132,7 @@ class _Measurement:
 
     async def _first_contact(self) -> Result | None:
         """None when the database answers. A typing error should show at once, not after the whole budget."""
-        trying = asyncio.create_task(observe(Endpoint(self._settings.targets[TARGET])))
+        trying = asyncio.create_task(observe(PostgresDriver(self._settings.targets[TARGET])))
         interrupted = asyncio.create_task(self._interrupted.wait())
         await asyncio.wait({trying, interrupted}, return_when=asyncio.FIRST_COMPLETED)
         interrupted.cancel()

@@ -24,7 +24,7 @@ from sidecar.core.evidence import Observation, Outage
 from sidecar.core.journal import Journal
 from sidecar.core.views import TargetView
 from sidecar.metrics import Metrics
-from sidecar.probes.postgresql.endpoint import forgive_abandoned_connects
+from sidecar.probes.postgresql.connect import forgive_abandoned_connects
 from sidecar.settings import Settings
 from sidecar.store.evidence_store import EvidenceStore
 from sidecar.target import Target

@@ -26,9 +26,9 @@ from sidecar.core.views import ConnectionRole, ConnectionState, TargetView
 from sidecar.metrics import Counts
 from sidecar.probes.availability import AvailabilityRunner
 from sidecar.probes.idle import IdleProbeRunner
-from sidecar.probes.pool import CanaryPool, CannotWrite, Closed, PoolFact, TurnFailed
-from sidecar.probes.postgresql.endpoint import Endpoint
-from sidecar.probes.postgresql.observer import keep_observing
+from sidecar.probes.observer import keep_observing
+from sidecar.probes.pool import ROUND_EVERY_SECONDS, CanaryPool, CannotWrite, Closed, PoolFact, TurnFailed
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.trial import Trials
 from sidecar.recorder import Recorder
 from sidecar.settings import Settings
@@ -49,6 +49,7 @@ class Target:
         keep: Callable[[Observation | Outage], None],
         observations: Sequence[Observation] = (),
         outages: Sequence[Outage] = (),
+        pool_round_every_seconds: float = ROUND_EVERY_SECONDS,
     ) -> None:
         self.name = name
         self._target, self._terms, self._clock = settings.targets[name], Terms.of(name, settings), clock
@@ -71,13 +72,13 @@ class Target:
             defaults=defaults(known_limits()),
             history=observations,
         )
-        self._endpoint = endpoint = Endpoint(self._target)
-        self._probes = IdleProbeRunner(self._machine, endpoint, deadline_seconds=idle.deadline, record=self._observed)
-        self._pool = CanaryPool(self._target, endpoint, self._pool_observed)
+        self._driver = driver = PostgresDriver(self._target)
+        self._probes = IdleProbeRunner(self._machine, driver, deadline_seconds=idle.deadline, record=self._observed)
+        self._pool = CanaryPool(self._target, driver, self._pool_observed, round_every_seconds=pool_round_every_seconds)
         self._availability = AvailabilityRunner(
             name,
             self._target,
-            endpoint,
+            driver,
             on_outage=self._outage_observed,
             on_disturbed=self._disturbed,
             on_aged=self._probes.tell,
@@ -85,7 +86,7 @@ class Target:
         )
         self._trials = Trials(
             name,
-            endpoint,
+            driver,
             due=self._due_trials,
             room=lambda: max(1, self._spare // 4) if self._spare else 0,
             began=self._share_connections,
@@ -97,7 +98,7 @@ class Target:
     def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         """What is to be supervised, each with a name."""
         yield f"{self.name}/watch", self._availability.run()
-        yield f"{self.name}/observer", keep_observing(self._endpoint, self._server_declared)
+        yield f"{self.name}/observer", keep_observing(self._driver, self._server_declared)
         yield f"{self.name}/pool", self._pool.run()
         if self._target.idle.enabled:
             # Nothing is opened before the server has said how much it can spare.

@@ -8,15 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import pytest
-
 from sidecar.clock import Clock
 from sidecar.core.availability.outages import over
 from sidecar.core.evidence import Observation, Outage
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.metrics import Metrics
-from sidecar.probes import pool as pool_module
 from sidecar.settings import Settings
 from sidecar.target import Target
 from testing.pictures import Picture
@@ -26,11 +23,6 @@ MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]
 
 POOLED = 3
-
-
-@pytest.fixture(autouse=True)
-def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "ROUND_EVERY_SECONDS", 0.3)
 
 
 class Running:
@@ -51,6 +43,7 @@ class Running:
             metrics=self._metrics,
             clock=clock or Clock(),
             keep=self.records.append,
+            pool_round_every_seconds=0.3,
         )
 
     @property
