@@ -26,7 +26,6 @@ ones we left behind) is one more method here, and a setting for our own sessions
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -40,15 +39,6 @@ APPLICATION = "connection-health-sidecar"
 
 PlainConnection: TypeAlias = Any
 """A connection of the driver library. No type is shared by the libraries, and nobody but the driver looks into it."""
-
-# The event loop's clock stands still while the machine sleeps; that of a firewall does not. Where there is no such
-# name (macOS), CLOCK_MONOTONIC goes on.
-_SLEEPLESS_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def sleepless_time() -> float:
-    """Monotonic seconds that go on while the machine is suspended: what rests are measured with."""
-    return time.clock_gettime(_SLEEPLESS_CLOCK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +61,7 @@ class Failure:
 class WatchedConnection(Protocol):
     """An open connection that rests, is used, and ends.
 
-    `opened_at`, `asked_at`, `used_at` and `ended_at` (infinite while it lives) are seconds of `sleepless_time`. The
+    `opened_at`, `asked_at`, `used_at` and `ended_at` (infinite while it lives) are seconds of `boot_time`. The
     last question was sent at `asked_at` and its answer read at `used_at`; where this process was late to read it, the
     rest began before: a rest lasted at least from `used_at`, at most from `asked_at`. `ended` is done as soon as the
     end is noticed, with the `Ending` as its result; ends we bring about ourselves leave it pending.

@@ -11,11 +11,12 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from sidecar.clock import boot_time
 from sidecar.core.evidence import Aged, Disturbed, Ending, Observation
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle.machine import IdleMachine
-from sidecar.probes.driver import Driver, WatchedConnection, sleepless_time
+from sidecar.probes.driver import Driver, WatchedConnection
 from sidecar.probes.errors import CannotConnect, ConnectionEnded
 
 _OPENING_JITTER_SHARE = 0.2
@@ -51,7 +52,7 @@ class IdleProbeRunner:
         """Probe connections by state."""
         return {"open": len(self._connections), "opening": len(self._tasks.keys() - self._connections.keys())}
 
-    def tell(self, fact: Aged | Disturbed | Budget) -> None:
+    def tell(self, fact: Aged | Disturbed | ClockSet | Budget) -> None:
         """Hand a fact from outside to the machine. Nothing is kept for one that does not run, which it may never do."""
         if self._running:
             self._facts.put_nowait(fact)
@@ -141,7 +142,7 @@ class IdleProbeRunner:
             self._start(number, self._use(number, connection), group)
 
     async def _use(self, number: int, connection: WatchedConnection) -> None:
-        asked_at, used_at, started = connection.asked_at, connection.used_at, sleepless_time()
+        asked_at, used_at, started = connection.asked_at, connection.used_at, boot_time()
         try:
             identity = await connection.use(self._deadline_seconds)
         except ConnectionEnded as end:
@@ -152,7 +153,7 @@ class IdleProbeRunner:
             Survived(
                 connection=number,
                 idle_seconds=started - used_at,  # what it really rested: a late timer makes it longer
-                seconds=sleepless_time() - started,
+                seconds=boot_time() - started,
                 identity=identity,
             )
         )

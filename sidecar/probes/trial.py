@@ -64,8 +64,9 @@ class Trials:
         room: Callable[[], int],
         began: Callable[[], None],
         ended: Callable[[TrialResult], None],
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self._target, self._driver = target, driver
+        self._target, self._driver, self._wall = target, driver, wall
         self._due, self._room, self._began, self._ended = due, room, began, ended
         self._running: dict[asyncio.Task[None], str] = {}
         self._regime = 0
@@ -85,7 +86,7 @@ class Trials:
 
     def renew(self) -> None:
         """Have every setup tried anew now."""
-        self._renew_before = time.time()
+        self._renew_before = self._wall()
 
     def disturbed(self) -> None:
         """The database was restarted, moved or away: a trial that fails now says nothing about its settings."""
@@ -99,7 +100,7 @@ class Trials:
                 before = self.running
                 self._running = {task: name for task, name in self._running.items() if not task.done()}
                 fresh = [result for result in self.results if result.at >= self._renew_before]
-                for attempt in self._due(fresh, time.time()):
+                for attempt in self._due(fresh, self._wall()):
                     if self.running >= self._room():
                         break
                     if attempt.setup.name not in self._running.values():
@@ -111,7 +112,7 @@ class Trials:
     async def _try(self, attempt: Attempt) -> None:
         name, began, regime = attempt.setup.name, asyncio.get_running_loop().time(), self._regime
         try:
-            result = await try_out(self._driver, attempt.setup, attempt.rest_seconds)
+            result = await try_out(self._driver, attempt.setup, attempt.rest_seconds, wall=self._wall)
         except TrialVoid as reason:
             log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
             await asyncio.sleep(PAUSE_SECONDS)
@@ -135,7 +136,12 @@ class Trials:
 
 
 async def try_out(
-    driver: Driver, setup: Setup, rest_seconds: float, *, patience_seconds: float = PATIENCE_SECONDS
+    driver: Driver,
+    setup: Setup,
+    rest_seconds: float,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    wall: Callable[[], float] = time.time,
 ) -> TrialResult:
     """Check out, use, rest, check out again and use.
 
@@ -179,7 +185,7 @@ async def try_out(
             await _control(driver)
         return TrialResult(
             setup=setup,
-            at=time.time(),
+            at=wall(),
             idle_seconds=asked - rested_from,
             outcome=outcome,
             checkout_seconds=took if outcome == "ok" else None,

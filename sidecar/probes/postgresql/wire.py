@@ -15,11 +15,12 @@ from typing import Any
 
 import asyncpg
 
+from sidecar.clock import boot_time
 from sidecar.core.advice.verdict import Activity
 from sidecar.core.budget import Declared
 from sidecar.core.evidence import Ending, Noticed
 from sidecar.core.identity import Identity
-from sidecar.probes.driver import WriteAnswer, sleepless_time
+from sidecar.probes.driver import WriteAnswer
 from sidecar.probes.errors import ConnectionEnded
 from sidecar.probes.postgresql import queries
 from sidecar.probes.postgresql.sockets import acknowledge, transport_of
@@ -113,7 +114,7 @@ class PostgresConnection:
         self._tap.on_lost = self._lost
         self._transport.set_protocol(self._tap)
         self._identity_level = 0
-        self.opened_at = self.asked_at = self.used_at = sleepless_time()
+        self.opened_at = self.asked_at = self.used_at = boot_time()
         self.ended_at = inf
         self.ended: asyncio.Future[Ending] = self._loop.create_future()
         if self._transport.is_closing():  # it died between the driver's last read and the tap
@@ -167,7 +168,7 @@ class PostgresConnection:
             raise ConnectionEnded(self.ended.result())
         self._tap.row = self._tap.error = None
         self._tap.answered = False
-        self.asked_at = sleepless_time()
+        self.asked_at = boot_time()
         try:
             async with asyncio.timeout(deadline_seconds):
                 await self._driver.execute(sql)
@@ -184,7 +185,7 @@ class PostgresConnection:
                 self._end(Ending(noticed=Noticed.USING))
         finally:
             acknowledge(self._driver)
-            self.used_at = sleepless_time()
+            self.used_at = boot_time()
         if self.ended.done() and not self._tap.answered:
             self.terminate()
             raise ConnectionEnded(self.ended.result())
@@ -222,7 +223,7 @@ class PostgresConnection:
         )
 
     def _end(self, ending: Ending) -> None:
-        self.ended_at = sleepless_time()
+        self.ended_at = boot_time()
         self.ended.set_result(ending)
 
 
