@@ -214,6 +214,12 @@ class Outage:
     errors: Mapping[str, int] = field(default_factory=dict)  # by SQLSTATE, or by error name where there is none
 
     @property
+    def downtimes(self) -> Mapping[str, Downtime]:
+        """What was out: any of connect, read and write."""
+        named = {"connect": self.connect, "read": self.read, "write": self.write}
+        return {name: downtime for name, downtime in named.items() if downtime is not None}
+
+    @property
     def dns_lag_seconds(self) -> float | None:
         """For how long the name led to the old address after the outage had begun: the middle of what is possible.
 
@@ -221,8 +227,7 @@ class Outage:
         """
         if self.dns_changed is None:
             return None
-        spells = [spell for spell in (self.connect, self.read, self.write) if spell is not None]
-        began = min((spell.began for spell in spells), key=lambda interval: interval.until)
+        began = min((downtime.began for downtime in self.downtimes.values()), key=lambda interval: interval.until)
         shortest = max(0.0, self.dns_changed.after - began.until)
         return (shortest + max(0.0, self.dns_changed.until - began.after)) / 2
 

@@ -18,31 +18,33 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TypeVar
 
-from sidecar.core.availability.machine import (
+from sidecar.core.availability.commands import (
     Adopt,
-    AgeKnown,
     Attempt,
-    AvailabilityMachine,
-    AvailabilityStatus,
     Beat,
-    BeatAnswered,
     CheckWrite,
     Command,
-    Connected,
     Discard,
     Drop,
+    Record,
+    Tell,
+    Witness,
+)
+from sidecar.core.availability.facts import (
+    AgeKnown,
+    BeatAnswered,
+    Connected,
     Fact,
     NotConnected,
     PooledLost,
-    Record,
     Resolved,
     RoleChanged,
     SessionEnded,
     Suspected,
-    Tell,
-    Witness,
     WriteAnswered,
 )
+from sidecar.core.availability.machine import AvailabilityMachine
+from sidecar.core.availability.status import AvailabilityStatus
 from sidecar.core.evidence import Aged, Disturbed, Outage
 from sidecar.core.identity import Identity
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint

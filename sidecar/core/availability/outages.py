@@ -36,15 +36,9 @@ _NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})  # errors of
 _POSTMASTER_DIED = "postmaster exit"  # FATAL 57P01 as well: backends that find their postmaster killed
 
 
-def spells(outage: Outage) -> dict[str, Downtime]:
-    """What was out: any of connect, read and write."""
-    named = {"connect": outage.connect, "read": outage.read, "write": outage.write}
-    return {name: spell for name, spell in named.items() if spell is not None}
-
-
 def over(outage: Outage) -> bool:
     """Whether the record is that of an outage that has ended."""
-    return all(spell.ended is not None for spell in spells(outage).values())
+    return all(downtime.ended is not None for downtime in outage.downtimes.values())
 
 
 def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
@@ -53,10 +47,11 @@ def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
     What is still open ended at some time since it began; writing only if it is `writable`.
     """
 
-    def ended(spell: Downtime | None) -> Downtime | None:
-        if spell is None or spell.ended is not None:
-            return spell
-        return replace(spell, ended=Interval(after=spell.began.until, until=max(at, spell.began.until)), watched=False)
+    def ended(downtime: Downtime | None) -> Downtime | None:
+        if downtime is None or downtime.ended is not None:
+            return downtime
+        began = downtime.began.until
+        return replace(downtime, ended=Interval(after=began, until=max(at, began)), watched=False)
 
     return replace(
         outage,
@@ -81,8 +76,8 @@ def of_age(outage: Outage) -> Outage:
 
 
 @dataclass(slots=True)
-class Span:
-    """A spell in the making, in monotonic seconds. `bad_at` is when it was last known to be bad."""
+class OpenInterval:
+    """A downtime in the making, in monotonic seconds. `bad_at` is when it was last known to be bad."""
 
     began: tuple[float, float]
     bad_at: float
@@ -99,12 +94,12 @@ class Span:
             self.ended = (min(self.bad_at, at), at)
 
 
-def spoil(span: Span | None, began: tuple[float, float], bad_at: float) -> Span:
-    """The span, bad (again); a new one with this beginning if there was none."""
-    if span is None:
-        return Span(began, bad_at)
-    span.bad(bad_at)
-    return span
+def mark_bad(downtime: OpenInterval | None, began: tuple[float, float], bad_at: float) -> OpenInterval:
+    """The downtime, bad (again); a new one with this beginning if there was none."""
+    if downtime is None:
+        return OpenInterval(began, bad_at)
+    downtime.bad(bad_at)
+    return downtime
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,9 +112,9 @@ class OngoingOutage:
     before: Identity | None
     addresses_before: tuple[str, ...]
     flipped: bool = False  # it began with a living session that could no longer write
-    connect: Span | None = None
-    read: Span | None = None
-    write: Span | None = None
+    connect: OpenInterval | None = None
+    read: OpenInterval | None = None
+    write: OpenInterval | None = None
     ending: Ending | None = None  # of the first session lost
     after: Identity | None = None
     addresses_after: tuple[str, ...] = ()
@@ -159,29 +154,29 @@ class OngoingOutage:
         return same_life and self.lost.total() == 1 and not self.failures and not self.refusals
 
     @property
-    def spans(self) -> tuple[Span, ...]:
-        return tuple(span for span in (self.connect, self.read, self.write) if span is not None)
+    def downtimes(self) -> tuple[OpenInterval, ...]:
+        return tuple(downtime for downtime in (self.connect, self.read, self.write) if downtime is not None)
 
     @property
     def began(self) -> float:
         """When it was first known to be bad."""
-        return min(span.began[1] for span in self.spans)
+        return min(downtime.began[1] for downtime in self.downtimes)
 
     @property
     def over(self) -> bool:
-        return all(span.ended is not None for span in self.spans)
+        return all(downtime.ended is not None for downtime in self.downtimes)
 
-    def outage(self) -> Outage:
-        """The record as far as it is known."""
+    def record(self) -> Outage:
+        """As it is kept, as far as it is known."""
         kind, detail = classify(self)
         return Outage(
             id=self.id,
             target=self.target,
             kind=kind,
             detail=detail,
-            connect=self._spell(self.connect),
-            read=self._spell(self.read),
-            write=self._spell(self.write),
+            connect=self._downtime(self.connect),
+            read=self._downtime(self.read),
+            write=self._downtime(self.write),
             before=self.before,
             after=self.after,
             addresses_before=self.addresses_before,
@@ -191,32 +186,33 @@ class OngoingOutage:
             errors=dict(self.endings + self.refusals + self.failures),
         )
 
-    def _spell(self, span: Span | None) -> Downtime | None:
-        return None if span is None else Downtime(
-            began=self._interval(span.began), ended=None if span.ended is None else self._interval(span.ended)
-        )  # fmt: skip
+    def _downtime(self, known: OpenInterval | None) -> Downtime | None:
+        if known is None:
+            return None
+        ended = None if known.ended is None else self._interval(known.ended)
+        return Downtime(began=self._interval(known.began), ended=ended)
 
     def _interval(self, times: tuple[float, float]) -> Interval:
         return Interval(after=times[0] + self.offset, until=times[1] + self.offset)
 
 
-def classify(trouble: OngoingOutage) -> tuple[OutageKind, str | None]:
+def classify(outage: OngoingOutage) -> tuple[OutageKind, str | None]:
     """Kind and detail of an outage (see the module and `Outage`)."""
-    ending, after = trouble.ending, trouble.after
-    if trouble.flipped:
+    ending, after = outage.ending, outage.after
+    if outage.flipped:
         return OutageKind.ROLE_FLIP, None
-    if trouble.move is not None:
-        return (OutageKind.SWITCHOVER if _manner(ending) == "fast" else OutageKind.FAILOVER), trouble.move
-    if _restarted(trouble):
+    if outage.move is not None:
+        return (OutageKind.SWITCHOVER if _manner(ending) == "fast" else OutageKind.FAILOVER), outage.move
+    if _restarted(outage):
         return OutageKind.RESTART, _manner(ending)
-    if trouble.refusals and trouble.refusals.total() >= trouble.failures.total():
-        sqlstate = trouble.refusals.most_common(1)[0][0]
+    if outage.refusals and outage.refusals.total() >= outage.failures.total():
+        sqlstate = outage.refusals.most_common(1)[0][0]
         return (OutageKind.AUTHENTICATION if sqlstate.startswith("28") else OutageKind.REFUSAL), sqlstate
-    failure = next((name for name, _ in trouble.failures.most_common(1)), None)
+    failure = next((name for name, _ in outage.failures.most_common(1)), None)
     if failure in _NO_TRUST:
         return OutageKind.AUTHENTICATION, failure
     if ending is not None and ending.death is Death.SILENT:
-        return OutageKind.PARTITION, "silent" if trouble.failures else "this connection only"
+        return OutageKind.PARTITION, "silent" if outage.failures else "this connection only"
     if after is not None and failure is not None:
         return OutageKind.PARTITION, failure
     if after is not None and ending is not None:
@@ -239,14 +235,14 @@ def _differ(one: str | None, other: str | None) -> bool:
     return None not in (one, other) and one != other
 
 
-def _restarted(trouble: OngoingOutage) -> bool:
+def _restarted(outage: OngoingOutage) -> bool:
     """Whether the server began a new life, or at least ended all sessions and recovered."""
-    before, after, ending = trouble.before, trouble.after, trouble.ending
+    before, after, ending = outage.before, outage.after, outage.ending
     said = None if ending is None else ending.sqlstate
-    if CANNOT_CONNECT_NOW in trouble.failures or said == CRASH_SHUTDOWN:
+    if CANNOT_CONNECT_NOW in outage.failures or said == CRASH_SHUTDOWN:
         return True
     if before is None or after is None or None in (before.started_at, after.started_at):
-        return said == ADMIN_SHUTDOWN and (after is None or bool(trouble.failures))
+        return said == ADMIN_SHUTDOWN and (after is None or bool(outage.failures))
     return before.started_at != after.started_at
 
 
