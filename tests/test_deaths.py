@@ -61,6 +61,10 @@ def identity(address: str = "10.0.0.1:5432", started_at: float | None = 1.0, tim
         # A replica behind the same name that was met before: nothing happened.
         (identity(address="10.0.0.2:5432", started_at=0.5), {("10.0.0.2:5432", 0.5)}, None),
         (identity(started_at=None), (), None),  # a server that does not tell cannot testify
+        # One start time is one life, by whatever address; and a timeline that is told late, or not, is no sign.
+        (identity(address="[::1]:5432"), (), None),
+        (identity(started_at=2.0, timeline=0), (), Cause.RESTART),
+        (Identity(address="10.0.0.1:5432", started_at=2.0), (), Cause.RESTART),
     ],
 )
 def test_a_server_life_never_met_before_is_a_restart_or_a_failover(

@@ -430,7 +430,7 @@ class AvailabilityMachine:
             if self._aged is not None and outage.one_session_only:
                 commands.append(Witness(aged=self._aged))
             self._aged = None
-            if outage.ending is None and outage.move is not None:
+            if outage.ending is None and outage.moved:
                 commands.append(
                     Tell(disturbed=Disturbed(cause=Cause.FAILOVER))
                 )  # though the former session lived to the last

@@ -28,7 +28,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from sidecar.core.evidence import Death, Downtime, Ending, Interval, Outage, OutageKind
-from sidecar.core.identity import Identity
+from sidecar.core.identity import Comparison, Identity, Kinship, compare
 
 ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = STOPPING = ("57P01", "57P02", "57P03")
 _CONNECTION_EXCEPTION = "08"  # class of SQLSTATE: PgBouncer's, among others, when it cannot reach the server itself
@@ -141,16 +141,19 @@ class OngoingOutage:
         self.dns_changed = when if self.addresses_before and addresses != self.addresses_before else None
 
     @property
-    def move(self) -> str | None:
-        """In which respect another server answers now; None if it is the same, as far as can be told."""
-        if self.before is None or self.after is None:
-            return None
-        return _move(self.before, self.after)
+    def comparison(self) -> Comparison:
+        """How the server that answers now is related to the one that did before."""
+        return compare(self.before, self.after)
+
+    @property
+    def moved(self) -> bool:
+        """Whether another server answers now, as far as can be told."""
+        return self.comparison.kinship is Kinship.ANOTHER_SERVER
 
     @property
     def one_session_only(self) -> bool:
         """Whether the server that answers now never went away, and nobody else noticed anything."""
-        same_life = None not in (self.before, self.after) and self.move is None and not _restarted(self)
+        same_life = None not in (self.before, self.after) and not self.moved and not _restarted(self)
         return same_life and self.lost.total() == 1 and not self.failures and not self.refusals
 
     @property
@@ -201,8 +204,8 @@ def classify(outage: OngoingOutage) -> tuple[OutageKind, str | None]:
     ending, after = outage.ending, outage.after
     if outage.flipped:
         return OutageKind.ROLE_FLIP, None
-    if outage.move is not None:
-        return (OutageKind.SWITCHOVER if _manner(ending) == "fast" else OutageKind.FAILOVER), outage.move
+    if outage.moved:
+        return (OutageKind.SWITCHOVER if _manner(ending) == "fast" else OutageKind.FAILOVER), outage.comparison.respect
     if _restarted(outage):
         return OutageKind.RESTART, _manner(ending)
     if outage.refusals and outage.refusals.total() >= outage.failures.total():
@@ -220,30 +223,15 @@ def classify(outage: OngoingOutage) -> tuple[OutageKind, str | None]:
     return OutageKind.UNKNOWN, None
 
 
-def _move(before: Identity, after: Identity) -> str | None:
-    if before.started_at is not None and before.started_at == after.started_at:
-        return None  # one life of one server, by whatever address it was reached
-    if _differ(before.system_identifier, after.system_identifier):
-        return "another cluster"
-    # Only ever upwards: what a server tells of its timeline may lag behind a promotion until its next checkpoint.
-    if before.timeline is not None and after.timeline is not None and before.timeline < after.timeline:
-        return f"timeline {before.timeline} to {after.timeline}"
-    return "another server" if _differ(before.address, after.address) else None
-
-
-def _differ(one: str | None, other: str | None) -> bool:
-    return None not in (one, other) and one != other
-
-
 def _restarted(outage: OngoingOutage) -> bool:
     """Whether the server began a new life, or at least ended all sessions and recovered."""
-    before, after, ending = outage.before, outage.after, outage.ending
+    ending = outage.ending
     said = None if ending is None else ending.sqlstate
     if CANNOT_CONNECT_NOW in outage.failures or said == CRASH_SHUTDOWN:
         return True
-    if before is None or after is None or None in (before.started_at, after.started_at):
-        return said == ADMIN_SHUTDOWN and (after is None or bool(outage.failures))
-    return before.started_at != after.started_at
+    if outage.comparison.kinship is Kinship.UNKNOWN:
+        return said == ADMIN_SHUTDOWN and (outage.after is None or bool(outage.failures))
+    return outage.comparison.kinship is Kinship.ANOTHER_LIFE
 
 
 def _manner(ending: Ending | None) -> str | None:

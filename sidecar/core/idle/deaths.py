@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import inf
 
 from sidecar.core.evidence import Arm, Cause, Ending, Noticed
-from sidecar.core.identity import Identity
+from sidecar.core.identity import Identity, Kinship, compare
 from sidecar.core.idle.facts import Died
 
 _STOPPED = {"57P01", "57P02", "57P03"}  # admin_shutdown, crash_shutdown, cannot_connect_now
@@ -42,13 +42,18 @@ def says_idle(ending: Ending) -> bool:
 def moved(before: Identity, after: Identity, known: Collection[tuple[str | None, float | None]]) -> Cause | None:
     """RESTART or FAILOVER when `after` is a server life never seen before (`known` holds the keys of those seen).
 
-    Behind a load balancer over several replicas two answers may differ although nothing happened; a life that was
-    known before is therefore no evidence.
+    Behind a load balancer over several replicas two answers may differ although nothing happened. A life that was
+    known before is therefore no evidence, nor is an answer that does not tell of which life it is.
     """
-    if after.key in known or before.key == after.key or None in (before.started_at, after.started_at):
+    if after.key in known or None in (before.started_at, after.started_at):
         return None
-    other_cluster = before.system_identifier != after.system_identifier or before.timeline != after.timeline
-    return Cause.FAILOVER if other_cluster or before.address != after.address else Cause.RESTART
+    match compare(before, after).kinship:
+        case Kinship.ANOTHER_SERVER:
+            return Cause.FAILOVER
+        case Kinship.ANOTHER_LIFE:
+            return Cause.RESTART
+        case _:
+            return None
 
 
 def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool = False) -> Cause:
