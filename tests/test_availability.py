@@ -50,6 +50,8 @@ from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, S
 from sidecar.core.evidence import STALE_WRITER, Cause, Death, Disturbed, Downtime, Ending, Interval, Outage, OutageKind
 from sidecar.core.identity import Identity
 from sidecar.core.idle.machine import IdleMachine
+from sidecar.probes.postgresql.signals import signal_of
+from testing.endings import ending, fatal
 
 EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
 EPOCH = 1_790_000_000.0  # wall clock minus monotonic clock
@@ -62,18 +64,14 @@ RESCHEDULED = replace(PRIMARY, address="10.0.0.3:5432", started_at=3.0)
 REBUILT = replace(PRIMARY, started_at=4.0, system_identifier="8")
 ANONYMOUS = Identity()
 
-FAST = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P01", message="… administrator command")
-IMMEDIATE = Ending(
-    noticed="reading", signal="fin", severity="WARNING", sqlstate="57P01", message="… immediate shutdown"
-)
-BACKEND_CRASH = Ending(
-    noticed="reading", signal="fin", severity="WARNING", sqlstate="57P02", message="… crash of another"
-)
-ORPHANED = replace(FAST, message="terminating connection due to unexpected postmaster exit")
+FAST = fatal("57P01", "… administrator command")
+IMMEDIATE = ending("reading", signal="fin", severity="WARNING", sqlstate="57P01", message="… immediate shutdown")
+BACKEND_CRASH = ending("reading", signal="fin", severity="WARNING", sqlstate="57P02", message="… crash of another")
+ORPHANED = fatal("57P01", "terminating connection due to unexpected postmaster exit")
 SILENT = Ending(noticed="deadline")
 RESET = Ending(noticed="reading", signal="rst")
 CLOSED = Ending(noticed="reading", signal="fin")
-IDLE_SESSION = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="… idle-session")
+IDLE_SESSION = fatal("57P05", "… idle-session")
 
 
 def advised(outages: Sequence[Outage]) -> Recommendation:
@@ -94,6 +92,11 @@ def make(now: float = 100.0, at: float | None = None, jitter: Callable[[], float
         now=now,
         at=now + EPOCH if at is None else at,
     )
+
+
+def not_connected(attempt: int, sqlstate: str | None, name: str, *, error: str = "no") -> NotConnected:
+    """What becomes of an attempt that a server refuses with this code; without one, none answered."""
+    return NotConnected(attempt=attempt, error=error, name=name, said=signal_of(sqlstate), sqlstate=sqlstate)
 
 
 class Script:
@@ -157,9 +160,9 @@ class Script:
         self.timer_until(Attempt)
         self.see(Connected(attempt=self.attempt, at=self.at, identity=identity, **more))
 
-    def fail(self, sqlstate: str | None = None, name: str = "ConnectionRefusedError", **more: Any) -> None:
+    def fail(self, sqlstate: str | None = None, name: str = "ConnectionRefusedError") -> None:
         self.timer_until(Attempt)
-        self.see(NotConnected(attempt=self.attempt, error=f"no: {sqlstate}", name=name, sqlstate=sqlstate, **more))
+        self.see(not_connected(self.attempt, sqlstate, name, error=f"no: {sqlstate}"))
 
     def write(self, writable: bool = True, timeline: int | None = None) -> None:
         self.see(WriteAnswered(at=self.at, writable=writable, timeline=timeline))
@@ -618,7 +621,7 @@ def test_trouble_of_others_is_looked_into_at_once() -> None:
     seen = len(script.commands)
     script.timer()
     assert {type(command) for command in script.commands[seen:]} == {Beat, Attempt}
-    script.see(NotConnected(attempt=script.attempt, error="no", name="", sqlstate="53300"))
+    script.see(not_connected(script.attempt, "53300", ""))
     assert script.state is State.CONNECT_BLOCKED
 
 
@@ -1051,7 +1054,7 @@ class World:
     def fail(self, number: int, sqlstate: str | None, name: str) -> None:
         if number in self.attempts:
             del self.attempts[number]
-            self.see(NotConnected(attempt=number, error="no", name=name, sqlstate=sqlstate))
+            self.see(not_connected(number, sqlstate, name))
 
     def end_session(self, ending: Ending) -> None:
         session, self.session_lives = self.session, False
@@ -1284,7 +1287,7 @@ class Shell(RuleBasedStateMachine):
     @rule(data=st.data(), sqlstate=st.sampled_from([None, "57P03", "53300", "28P01"]))
     def not_connected(self, data: st.DataObject, sqlstate: str | None) -> None:
         number = data.draw(st.sampled_from(sorted(self.attempts)))
-        self.tell(NotConnected(attempt=number, error="no", name="OSError", sqlstate=sqlstate), legal=True)
+        self.tell(not_connected(number, sqlstate, "OSError"), legal=True)
 
     @rule(number=st.integers(-1, 3))
     def connected_without_attempt(self, number: int) -> None:

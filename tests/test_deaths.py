@@ -8,6 +8,7 @@ from sidecar.core.evidence import Cause, Ending
 from sidecar.core.identity import Identity
 from sidecar.core.idle.deaths import SETTLE_SECONDS, PendingDeaths, judge, moved
 from sidecar.core.idle.facts import Died
+from testing.endings import fatal
 
 HERE = Identity(address="10.0.0.1:5432", started_at=1.0, system_identifier="7", timeline=1)
 SILENT = Ending(noticed="deadline")
@@ -16,7 +17,7 @@ CLOSED = Ending(noticed="reading", signal="fin")
 
 
 def said(sqlstate: str, message: str = "", noticed: str = "reading") -> Ending:
-    return Ending(noticed=noticed, signal="fin", severity="FATAL", sqlstate=sqlstate, message=message)
+    return fatal(sqlstate, message, noticed=noticed)
 
 
 @pytest.mark.parametrize(

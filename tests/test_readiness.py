@@ -7,6 +7,7 @@ import pytest
 from sidecar.core.availability.readiness import readiness
 from sidecar.core.availability.states import State
 from sidecar.core.availability.status import AvailabilityStatus
+from sidecar.probes.postgresql.signals import signal_of
 
 AT = 1_000_000.0
 REFUSED = "db:5432/app refused the connection: sorry, too many clients already (SQLSTATE 53300)"
@@ -65,7 +66,7 @@ def test_without_grace_the_first_bad_sign_counts() -> None:
 )
 @pytest.mark.parametrize("trouble", [1.0, 60.0])
 def test_the_reason_names_the_error_and_what_to_do(sqlstate: str, remedy: str, trouble: float) -> None:
-    blocked = status(State.CONNECT_BLOCKED, trouble=trouble, error=REFUSED, sqlstate=sqlstate)
+    blocked = status(State.CONNECT_BLOCKED, trouble=trouble, error=REFUSED, said=signal_of(sqlstate))
     verdict = readiness(blocked, depends_on="database", grace_seconds=10)
     assert REFUSED in verdict.reason
     assert remedy in verdict.reason

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
 
 
 class Death(StrEnum):
@@ -101,11 +102,13 @@ class Ending:
     """Everything seen when a connection ended.
 
     `noticed` tells what found it: `reading` (at once, while it rested), `using` (an answer to use: RST, FIN or an
-    error) or `deadline` (use got no answer at all).
+    error) or `deadline` (use got no answer at all). `said` is what the server meant by its last words, which follow as
+    it put them; all are None where it said nothing.
     """
 
     noticed: Noticed
     signal: str | None = None  # "fin", "rst", or None when nothing arrived
+    said: ServerSignal | None = None
     severity: str | None = None  # "FATAL", "WARNING", … of the message that came before the end
     sqlstate: str | None = None
     message: str | None = None
@@ -115,7 +118,7 @@ class Ending:
         """The kind of death this is (see `Death`)."""
         if self.noticed == Noticed.DEADLINE:
             return Death.SILENT
-        if self.sqlstate is not None:
+        if self.said is not None:
             return Death.FATAL
         return Death.CLOSED if self.noticed == Noticed.READING else Death.RESET_ON_USE
 

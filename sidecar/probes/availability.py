@@ -248,16 +248,18 @@ class AvailabilityRunner:
 
     async def _try_to_connect(self, number: int) -> Connected | NotConnected:
         deadline = self._target.heartbeat.deadline
-        sqlstate = None
+        said = sqlstate = None
         try:
             async with asyncio.timeout(deadline):
                 addresses, asked = await self._resolve()
                 self._observe(Resolved(addresses=tuple(sorted(addresses)), asked=asked))
                 connection, identity = await self._open_first(addresses)
         except CannotConnect as failure:
-            error, sqlstate, name = failure.reason, failure.sqlstate, _name(failure.__cause__)
+            error, said, sqlstate = failure.reason, failure.said, failure.sqlstate
+            name = _name(failure.__cause__)
         except ConnectionEnded as end:
-            error, sqlstate = end.ending.message or "the connection ended before its first answer", end.ending.sqlstate
+            error = end.ending.message or "the connection ended before its first answer"
+            said, sqlstate = end.ending.said, end.ending.sqlstate
             name = end.ending.signal or end.ending.noticed
         except TimeoutError as timeout:
             error, name = f"{self._target.display} did not answer within {deadline:g} s", _name(timeout)
@@ -272,7 +274,7 @@ class AvailabilityRunner:
                 addresses=tuple(sorted(addresses)),
                 tells_role="in_hot_standby" in connection.parameters,
             )
-        return NotConnected(attempt=number, error=error, name=name, sqlstate=sqlstate)
+        return NotConnected(attempt=number, error=error, name=name, said=said, sqlstate=sqlstate)
 
     async def _resolve(self) -> tuple[Sequence[str], float]:
         """The addresses behind the name, in the system's order of preference; when that was asked. Raises OSError."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sidecar.core.evidence import Ending
 from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +63,16 @@ class Connected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotConnected:
-    """An attempt failed. `error` is fit for operators; `name` is that of the error where there is no SQLSTATE."""
+    """An attempt failed. `error` is fit for operators; `name` is that of the error where there is no SQLSTATE.
+
+    `said` is what the server meant by its refusal, `sqlstate` how it put it; both are None when no server answered.
+    """
 
     attempt: int
     error: str
     name: str
-    sqlstate: str | None = None  # None when no server answered
+    said: ServerSignal | None = None
+    sqlstate: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
@@ -69,18 +69,12 @@ from sidecar.core.availability.facts import (
     Suspected,
     WriteAnswered,
 )
-from sidecar.core.availability.outages import (
-    ADMIN_SHUTDOWN,
-    CRASH_SHUTDOWN,
-    STOPPING,
-    OngoingOutage,
-    classify,
-    mark_bad,
-)
+from sidecar.core.availability.outages import OngoingOutage, classify, mark_bad
 from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, State
 from sidecar.core.availability.status import AvailabilityStatus
 from sidecar.core.evidence import STALE_WRITER, Aged, Cause, Death, Disturbed, Ending, Noticed
 from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
 
 IN_FLIGHT = 8
 """Unanswered attempts at a time: half of them at the ordinary pace, for a path that is only slow, the others spread
@@ -105,6 +99,15 @@ may end theirs sooner."""
 
 
 Question = Literal["beat", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Error:
+    """What went wrong, for operators; and what the server meant by it, and how it put that, if one spoke."""
+
+    text: str
+    said: ServerSignal | None
+    sqlstate: str | None
 
 
 class AvailabilityMachine:
@@ -159,7 +162,7 @@ class AvailabilityMachine:
         self._outages_begun = 0
         self._past: tuple[OngoingOutage, float] | None = None  # the last one, and when it was over
         self._losses: deque[tuple[float, str]] = deque(maxlen=1000)  # of others, not yet explained
-        self._error: tuple[str, str | None] | None = None
+        self._error: _Error | None = None  # the latest since all was well
         self._latency: float | None = None
 
     def next_deadline(self) -> float | None:
@@ -212,7 +215,7 @@ class AvailabilityMachine:
         outage = self._outage
         out_since = outage.began if outage else self._started if self._state is State.UNKNOWN else None
         offset = outage.offset if outage else self._offset
-        error, sqlstate = self._error or (None, None)
+        error = self._error
         return AvailabilityStatus(
             state=self._state,
             since_at=self._since + self._offset,
@@ -222,8 +225,9 @@ class AvailabilityMachine:
             out_since_at=None if out_since is None else out_since + offset,
             out_seconds=None if out_since is None else max(0.0, now - out_since),
             kind=None if outage is None else classify(outage)[0],
-            error=error,
-            sqlstate=sqlstate,
+            error=None if error is None else error.text,
+            said=None if error is None else error.said,
+            sqlstate=None if error is None else error.sqlstate,
             latency_seconds=self._latency,
         )
 
@@ -317,7 +321,8 @@ class AvailabilityMachine:
             write_after = after if self._tells_role else self._write_good
             outage.write = mark_bad(outage.write, (write_after, until), write_after)
         outage.session_lost(ending)
-        self._error = (ending.message or f"the connection ended: {ending.death}", ending.sqlstate)
+        text = ending.message or f"the connection ended: {ending.death}"
+        self._error = _Error(text, ending.said, ending.sqlstate)
         self._question = None
         self._attempts.clear()  # what began before testifies to nothing
         self._hurry(now)
@@ -329,7 +334,7 @@ class AvailabilityMachine:
 
     def _age_at_end(self, ending: Ending, now: float, outage_id: str) -> Aged | None:
         """How old the session got; None where it was told to end, whatever its age."""
-        if ending.sqlstate in STOPPING or self._identity is None:
+        if self._identity is None or (ending.said is not None and ending.said.out_of_service):
             return None
         asked = self._question is not None and ending.noticed != Noticed.READING
         return Aged(
@@ -345,7 +350,7 @@ class AvailabilityMachine:
         if ending.death is Death.SILENT:
             return self._read_good, now if self._question is None else min(now, self._due)
         # A question already out may have been lost on the way long before this end; words of a server are fresh.
-        patience = 0.0 if ending.sqlstate is None else self._reconnect_every
+        patience = 0.0 if ending.said is None else self._reconnect_every
         if self._question is not None and now - self._asked > patience:
             return self._read_good, now
         return max(self._read_good, now - self._reconnect_every), now
@@ -413,7 +418,7 @@ class AvailabilityMachine:
         """An attempt took so long. Those that have waited for several times as long came to nothing."""
         for begun in self._attempts.values():
             if now - begun > _OUTPACED_TIMES * took + self._reconnect_every:
-                outage.attempt_failed(None, "Unanswered")
+                outage.attempt_failed("Unanswered", None)
                 self._attempt_in_vain(outage, begun, now)
 
     def _adopt(self, fact: Connected, now: float) -> list[Command]:
@@ -441,17 +446,17 @@ class AvailabilityMachine:
     def _not_connected(self, fact: NotConnected, now: float) -> list[Command]:
         self._require(fact.attempt in self._attempts, fact)
         begun = self._attempts[fact.attempt]
-        if fact.sqlstate is None and now - begun > (1 + _SLEPT_SHARE) * self._deadline:
+        if fact.said is None and now - begun > (1 + _SLEPT_SHARE) * self._deadline:
             del self._attempts[fact.attempt]  # we slept: it was never given its time
             return []
         self._move(Event.NOT_CONNECTED, now)
         del self._attempts[fact.attempt]
-        self._error = (fact.error, fact.sqlstate)
+        self._error = _Error(fact.error, fact.said, fact.sqlstate)
         if self._state is State.UNKNOWN:
             return []
         first = self._outage is None
         outage = self._outage or self._begin_outage(now)
-        outage.attempt_failed(fact.sqlstate, fact.name)
+        outage.attempt_failed(fact.sqlstate or fact.name, fact.said)
         news = outage.connect is None or outage.connect.ended is not None
         self._attempt_in_vain(outage, begun, now)
         if first:
@@ -566,6 +571,6 @@ class AvailabilityMachine:
 
 def _suspicion(ending: Ending) -> Cause:
     """What the end of a session makes likely before anything else is known."""
-    if ending.sqlstate in (ADMIN_SHUTDOWN, CRASH_SHUTDOWN):
+    if ending.said is not None and ending.said.ends_sessions:
         return Cause.RESTART
     return Cause.PARTITION if ending.death is Death.SILENT else Cause.UNKNOWN

@@ -5,15 +5,16 @@ Theory of kinds
 
 What the last words of a session and the failed attempts tell is circumstantial; who answers afterwards is proof:
 
-- another server (another system, a later timeline, another address) → failover, or switchover if the old one went in
-  good order, telling its sessions that an administrator stopped it;
-- the same server, started anew → restart. How it went is told by the words: FATAL 57P01 is a fast stop, WARNING 57P01
-  an immediate one, WARNING 57P02 the crash of another backend, after which the postmaster lives on but takes all
-  sessions down; no words at all are a crash too;
+- another server (see `identity`) → failover, or switchover if the old one went in good order, telling its sessions that
+  an administrator stopped it;
+- the same server, started anew → restart. How it went is told by the words (see `signals`): a stop announced as FATAL
+  is a fast one, as a WARNING an immediate one; the crash of another session takes all down although the server lives
+  on; sessions orphaned by a killed server, and no words at all, are a crash too;
 - the same life of the same server → it was never gone. If fresh connections were refused by the server itself, the
-  kind is authentication (class 28) or refusal (too many connections, mostly). If it was we who had no password to show,
-  or did not trust the server's certificate, it is authentication too. If they did not get there, it is a partition. If
-  they worked at once, a session that was ended is a cull, one that fell silent a partition of its own.
+  kind is authentication (it refused the login) or refusal (too many connections, mostly). If it was we who had no
+  password to show, or did not trust the server's certificate, it is authentication too. If they did not get there, it
+  is a partition. If they worked at once, a session that was ended is a cull, one that fell silent a partition of its
+  own.
 
 A session that lives and can no longer write is a role flip, whatever becomes of it later: pre-ping cannot see those.
 While nobody has answered yet, the kind is a guess, and `unknown` where there is nothing to guess from.
@@ -29,11 +30,10 @@ from dataclasses import dataclass, field, replace
 
 from sidecar.core.evidence import Death, Downtime, Ending, Interval, Outage, OutageKind
 from sidecar.core.identity import Comparison, Identity, Kinship, compare
+from sidecar.core.signals import ServerSignal
 
-ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = STOPPING = ("57P01", "57P02", "57P03")
-_CONNECTION_EXCEPTION = "08"  # class of SQLSTATE: PgBouncer's, among others, when it cannot reach the server itself
-_NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})  # errors of our own making
-_POSTMASTER_DIED = "postmaster exit"  # FATAL 57P01 as well: backends that find their postmaster killed
+_NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})
+"""Names of errors of our own making: we had no password to show, or did not trust the server's certificate."""
 
 
 def over(outage: Outage) -> bool:
@@ -123,6 +123,7 @@ class OngoingOutage:
     failures: Counter[str] = field(default_factory=Counter)  # attempts that found none at work, by SQLSTATE or error
     endings: Counter[str] = field(default_factory=Counter)  # sessions lost, by SQLSTATE
     lost: Counter[str] = field(default_factory=Counter)
+    meanings: dict[str, ServerSignal] = field(default_factory=dict)  # of the SQLSTATEs that attempts met
 
     def session_lost(self, ending: Ending) -> None:
         self.ending = self.ending or ending
@@ -130,11 +131,14 @@ class OngoingOutage:
         if ending.sqlstate is not None:
             self.endings[ending.sqlstate] += 1
 
-    def attempt_failed(self, sqlstate: str | None, name: str) -> None:
-        if sqlstate is None or sqlstate in STOPPING or sqlstate.startswith(_CONNECTION_EXCEPTION):
-            self.failures[sqlstate or name] += 1
+    def attempt_failed(self, code: str, said: ServerSignal | None) -> None:
+        """`code` is what it is counted under: a SQLSTATE, or the name of the error where no server spoke."""
+        if said is None or said.out_of_service or said is ServerSignal.UNREACHABLE:
+            self.failures[code] += 1
         else:
-            self.refusals[sqlstate] += 1
+            self.refusals[code] += 1
+        if said is not None:
+            self.meanings[code] = said
 
     def renamed(self, addresses: tuple[str, ...], when: tuple[float, float] | None) -> None:
         """The name now leads to these addresses, since some time in that interval."""
@@ -210,7 +214,8 @@ def classify(outage: OngoingOutage) -> tuple[OutageKind, str | None]:
         return OutageKind.RESTART, _manner(ending)
     if outage.refusals and outage.refusals.total() >= outage.failures.total():
         sqlstate = outage.refusals.most_common(1)[0][0]
-        return (OutageKind.AUTHENTICATION if sqlstate.startswith("28") else OutageKind.REFUSAL), sqlstate
+        login_refused = outage.meanings[sqlstate] is ServerSignal.LOGIN_REFUSED
+        return (OutageKind.AUTHENTICATION if login_refused else OutageKind.REFUSAL), sqlstate
     failure = next((name for name, _ in outage.failures.most_common(1)), None)
     if failure in _NO_TRUST:
         return OutageKind.AUTHENTICATION, failure
@@ -226,11 +231,12 @@ def classify(outage: OngoingOutage) -> tuple[OutageKind, str | None]:
 def _restarted(outage: OngoingOutage) -> bool:
     """Whether the server began a new life, or at least ended all sessions and recovered."""
     ending = outage.ending
-    said = None if ending is None else ending.sqlstate
-    if CANNOT_CONNECT_NOW in outage.failures or said == CRASH_SHUTDOWN:
+    said = None if ending is None else ending.said
+    if said is ServerSignal.CRASHED or ServerSignal.STARTING in outage.meanings.values():
         return True
     if outage.comparison.kinship is Kinship.UNKNOWN:
-        return said == ADMIN_SHUTDOWN and (outage.after is None or bool(outage.failures))
+        stopped = said in (ServerSignal.STOPPING, ServerSignal.ORPHANED)
+        return stopped and (outage.after is None or bool(outage.failures))
     return outage.comparison.kinship is Kinship.ANOTHER_LIFE
 
 
@@ -240,6 +246,6 @@ def _manner(ending: Ending | None) -> str | None:
         return None
     if ending.death is Death.SILENT:
         return "silent"
-    if ending.sqlstate == ADMIN_SHUTDOWN and _POSTMASTER_DIED not in (ending.message or ""):
+    if ending.said is ServerSignal.STOPPING:
         return "fast" if ending.severity == "FATAL" else "immediate"
-    return "crash" if ending.sqlstate in (None, ADMIN_SHUTDOWN, CRASH_SHUTDOWN) else None
+    return "crash" if ending.said in (None, ServerSignal.ORPHANED, ServerSignal.CRASHED) else None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from sidecar.core.availability.states import State
 from sidecar.core.availability.status import AvailabilityStatus
+from sidecar.core.signals import ServerSignal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +27,11 @@ class Readiness:
 
 
 _REMEDIES = {
-    "28": "check the user, and that the password file holds the present password",
-    "53": "close unused connections, or raise max_connections",
-    "3D": "check the name of the database",
-}  # by class of SQLSTATE
+    ServerSignal.LOGIN_REFUSED: "check the user, and that the password file holds the present password",
+    ServerSignal.FULL: "close unused connections, or raise max_connections",
+    ServerSignal.NO_DATABASE: "check the name of the database",
+}
+"""What to do about that which the server says."""
 
 
 def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: float) -> Readiness:
@@ -68,5 +70,5 @@ def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: flo
 def _why(status: AvailabilityStatus) -> str:
     if status.error is None:
         return ""
-    remedy = _REMEDIES.get((status.sqlstate or "")[:2])
+    remedy = None if status.said is None else _REMEDIES.get(status.said)
     return f": {status.error}" + (f"; {remedy}" if remedy else "")

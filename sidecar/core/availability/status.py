@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sidecar.core.availability.states import State
+from sidecar.core.signals import ServerSignal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,5 +21,6 @@ class AvailabilityStatus:
     out_seconds: float | None = None  # how long that is
     kind: str | None = None  # of the outage under way, as far as can be told
     error: str | None = None  # the latest of that time, without secrets
+    said: ServerSignal | None = None  # what the server meant by that error; None where no server spoke
     sqlstate: str | None = None  # of that error
     latency_seconds: float | None = None  # of the last answer

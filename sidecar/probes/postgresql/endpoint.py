@@ -18,6 +18,7 @@ from typing import Any
 import asyncpg
 
 from sidecar.core.evidence import Keepalive
+from sidecar.probes.postgresql.signals import signal_of
 from sidecar.probes.postgresql.wire import ProbeConnection, set_socket_options
 from sidecar.settings import TargetSettings
 
@@ -42,12 +43,13 @@ _NOT_POSTGRESQL = (asyncpg.InternalClientError, AttributeError, LookupError)
 
 
 class CannotConnect(Exception):  # noqa: N818 - reads better than CannotConnectError
-    """No connection could be opened. `sqlstate` is None when no server answered."""
+    """No connection could be opened. `sqlstate`, and what is `said` by it, are None when no server answered."""
 
     def __init__(self, reason: str, sqlstate: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.sqlstate = sqlstate
+        self.said = signal_of(sqlstate, reason)
 
 
 class _NamedContext(ssl.SSLContext):

@@ -19,6 +19,7 @@ import asyncpg
 
 from sidecar.core.evidence import Ending, Keepalive, Noticed
 from sidecar.core.identity import Identity
+from sidecar.probes.postgresql.signals import signal_of
 
 # Everything that can be known of a server without privileges. The second form is for servers that lack, or refuse,
 # the control functions (poolers' consoles, PostgreSQL-compatible databases).
@@ -243,6 +244,7 @@ class ProbeConnection:
         return Ending(
             noticed=Noticed.READING if self._tap.answered else Noticed.USING,
             signal=signal,
+            said=signal_of(error.get("C"), error.get("M")),
             severity=error.get("V"),
             sqlstate=error.get("C"),
             message=error.get("M"),
