@@ -18,15 +18,14 @@ from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle.machine import IdleMachine
+from testing.endings import fatal
 
 VISIBLE = ("close", "fatal")  # deaths that show by themselves
 ENDINGS = {
     "silent": Ending(noticed="deadline"),
     "reset": Ending(noticed="using", signal="rst"),
     "close": Ending(noticed="reading", signal="fin"),
-    "fatal": Ending(
-        noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="idle-session timeout"
-    ),
+    "fatal": fatal("57P05", "idle-session timeout"),
 }
 
 
@@ -267,7 +266,7 @@ class Simulation:
 
     def _restart(self) -> None:
         self._life += 1
-        ending = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P01", message="administrator")
+        ending = fatal("57P01", "administrator")
         for number in self._open:
             self._die(number, ending)
         for number in list(self._opening):  # whatever is tried now fails; the next attempt succeeds

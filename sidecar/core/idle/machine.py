@@ -69,8 +69,6 @@ BUSY_SHARE = 0.3  # of the longest rest survived: what a busy connection rests a
 BUSY_STEP = 0.02  # of its age: how exactly its death tells the limit
 BUSY_LEAST_SECONDS = 1.0
 
-_SERVER_STOPPED = ("57P01", "57P02", "57P03")
-
 
 class Stage(StrEnum):
     LADDER = "ladder"
@@ -379,7 +377,7 @@ class IdleMachine:
         if probe is None or probe.state != "opening":
             return []
         probe.failures += 1
-        if fact.sqlstate is None or fact.sqlstate in _SERVER_STOPPED:
+        if fact.said is None or fact.said.out_of_service:
             # Nobody gets through: whatever dies now, or is found dead later, may have died of this.
             self._cast_doubt(Cause.PARTITION)
         return [self._open_command(probe, now)]
