@@ -20,7 +20,8 @@ from sidecar.core.availability.readiness import Readiness, readiness
 from sidecar.core.budget import LEAST, Declared, connections_to_spare
 from sidecar.core.evidence import STALE_WRITER, Arm, Cause, Disturbed, Observation, Outage, OutageKind, Outcome
 from sidecar.core.idle.commands import Budget
-from sidecar.core.idle.machine import IdleMachine, IdleStatus, Stage
+from sidecar.core.idle.machine import IdleMachine, IdleStatus
+from sidecar.core.idle.planning import Stage
 from sidecar.core.views import TargetView
 from sidecar.metrics import Counts
 from sidecar.probes.availability import AvailabilityRunner
@@ -204,7 +205,7 @@ class Target:
         _remember(self.observations, observation.id, observation)
         self._keep(observation)
         if observation.arm == Arm.LIFETIME and observation.outcome == Outcome.DIED:
-            for outage in [outage for outage in self.outages.values() if self._machine.explains(outage.id)]:
+            for outage in [outage for outage in self.outages.values() if self._machine.is_lifetime_expiry(outage.id)]:
                 self._outage(outage)
         if known:
             return  # judged anew, and counted before
@@ -274,7 +275,7 @@ class Target:
 
     def _outage(self, outage: Outage) -> None:
         before = self.outages.get(outage.id)
-        if self._machine.explains(outage.id) or (before is not None and before.kind == OutageKind.LIFETIME):
+        if self._machine.is_lifetime_expiry(outage.id) or (before is not None and before.kind == OutageKind.LIFETIME):
             outage = of_age(outage)
         if outage == before:
             return
@@ -302,7 +303,9 @@ class Target:
                 self._unfinished.append(found)
 
     def _disturbed(self, fact: Disturbed) -> None:
-        if not self._machine.expects(fact):  # a session that has just reached the age at which all end disturbs nobody
+        if not self._machine.is_expected_expiry(
+            fact
+        ):  # a session that has just reached the age at which all end disturbs nobody
             self._trials.disturbed()
         self._surveyor.tell(fact)
 

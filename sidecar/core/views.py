@@ -10,6 +10,7 @@ from sidecar.core.advice.ping_cost import Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.availability.readiness import Readiness
 from sidecar.core.evidence import Observation, Outage
+from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
 
@@ -24,7 +25,7 @@ class TargetView:
     generated_at: float  # when the recommendation last changed
     readiness: Readiness
     reachable: bool | None  # None until first tried
-    stage: str  # of the idle-limit measurement: ladder | refine | confirm | volley | monitor | paused
+    stage: Stage  # of the idle-limit measurement
     suspect: bool  # a fresh connection died below the published limit, not yet explained
     regime: int
     elapsed_seconds: float

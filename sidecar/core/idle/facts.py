@@ -50,4 +50,11 @@ class Died:
     ending: Ending
 
 
-Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSet:
+    """The wall clock was set: this is how far it is ahead of the monotonic clock now, in seconds."""
+
+    offset_seconds: float
+
+
+Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed | ClockSet
