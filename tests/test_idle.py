@@ -282,7 +282,7 @@ def test_a_wavering_budget_does_not_keep_a_volley_from_ending() -> None:
     assert run.now < started + 3 * LIMIT
 
 
-# -- the door ---------------------------------------------------------------------------------------------------------
+# -- facts and commands, by hand --------------------------------------------------------------------------------------
 
 
 class Hands:

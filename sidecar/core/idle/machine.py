@@ -119,9 +119,7 @@ class IdleMachine:
         self._floor, self._cap = floor, cap
         self._defaults = tuple(defaults)
         self._ladder = rungs(floor, cap, connections, self._defaults)
-        self._ladder_floor_seconds = (
-            0.0  # the longest rest survived since all were young: the rungs are climbed from there
-        )
+        self._ladder_floor_seconds = 0.0  # the longest rest survived since all connections were young
         self._prior = Prior(self._defaults)
         self._probes: dict[int, Probe] = {}
         self._pending_deaths = PendingDeaths()
