@@ -335,7 +335,7 @@ class Target:
             application=self._application,
             activity=self._activity,
             catalogue=known_limits(),
-            kept_seconds=self._kept.get(idle.regime),
+            keepalive_survival_seconds=self._kept.get(idle.regime),
         )
 
     def _idle(self) -> IdleStatus:

@@ -167,7 +167,8 @@ class Recommendation:
     status: Status
     settings: PoolSettings
     socket: SocketOptions
-    connect_args: dict[str, object] = field(default_factory=dict)
+    connect_args: dict[str, object] = field(default_factory=dict)  # for SQLAlchemy on asyncpg
+    forgets_statements: bool = False  # a pooler on the path swaps servers; not published, connect_args say it
     idle_limit: IdleLimit | None = None
     lifetime_limit: LifetimeLimit | None = None
     pre_ping_cost: PrePingCost | None = None
@@ -177,3 +178,9 @@ class Recommendation:
     trials: tuple[Trial, ...] = ()
     reasons: tuple[Remark, ...] = ()
     warnings: tuple[Remark, ...] = ()
+
+    @property
+    def age_with_keepalive(self) -> float:
+        """The greatest age, in seconds, in a pool that sets the keepalive advised."""
+        kept = self.settings.pool_recycle_with_keepalive
+        return self.settings.pool_recycle if kept is None or self.socket.keepalive is None else kept

@@ -15,21 +15,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sidecar.core.advice.findings import Ground, Judgement, judged
 from sidecar.core.advice.ping_cost import milliseconds
 from sidecar.core.advice.recommendation import (
     Recommendation,
     SetupName,
     Trial,
     TrialOutcome,
+    Verdict,
+    VerdictKind,
     Verification,
     VerificationOutcome,
 )
 from sidecar.core.advice.verdict import ApplicationSettings
 from sidecar.core.evidence import Keepalive, Status
 
-REST_BEYOND = 1.05  # of the shortest fatal rest
-EVERY_SECONDS = 86400.0  # the same settings are tried again once a day
-AFTER_FAILURE_SECONDS = 900.0  # the advice that failed; what others would set is expected to
+REST_BEYOND = 1.05
+"""How long a pool on trial rests, as a multiple of the shortest fatal rest: beyond doubt, and hardly longer."""
+
+EVERY_SECONDS = 86400.0
+"""The same settings are tried again once a day."""
+
+AFTER_FAILURE_SECONDS = 900.0
+"""The advice that failed is tried again this soon; what others would set is expected to fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,19 +80,19 @@ def recommended(advice: Recommendation) -> Setup:
     settings, socket = advice.settings, advice.socket
     return Setup(
         name=SetupName.RECOMMENDED,
-        pool_recycle=settings.pool_recycle_with_keepalive or settings.pool_recycle,
+        pool_recycle=advice.age_with_keepalive,
         pool_pre_ping=settings.pool_pre_ping,
         selective_pre_ping_after=settings.selective_pre_ping_after,
         keepalive=socket.keepalive,
         user_timeout_ms=socket.user_timeout_ms,
-        statement_caches=advice.connect_args.get("statement_cache_size") != 0,
+        statement_caches=not advice.forgets_statements,
         drops=True,
     )
 
 
 def counterfactuals(advice: Recommendation, application: ApplicationSettings | None) -> tuple[Setup, ...]:
     """What others would set. Statement caches are as the path needs them: they are not what is compared here."""
-    caches = advice.connect_args.get("statement_cache_size") != 0
+    caches = not advice.forgets_statements
     setups = [
         Setup(
             name=SetupName.KEEPALIVE_ONLY,
@@ -167,6 +175,22 @@ def kept_alive(result: TrialResult) -> bool:
         result.setup.name == SetupName.KEEPALIVE_ONLY
         and result.outcome == TrialOutcome.OK
         and result.reconnected is False
+    )
+
+
+def judge_trial(result: TrialResult, untried: Verdict) -> Judgement:
+    """The verdict on an application that runs with the settings tried: `untried` is what was held true before."""
+    rested = result.idle_seconds
+    if result.outcome == TrialOutcome.OK:
+        took = result.checkout_seconds or 0.0
+        return judged(VerdictKind.PROTECTED, Ground.TRIAL_SUCCEEDED, rested_seconds=rested, checkout_seconds=took)
+    return judged(
+        VerdictKind.EXPOSED,
+        Ground.TRIAL_FAILED,
+        rested_seconds=rested,
+        outcome=result.outcome,
+        error=result.error,
+        untried=untried.because,
     )
 
 

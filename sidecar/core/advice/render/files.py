@@ -10,9 +10,7 @@ from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render.common import (
     check_after,
     comment,
-    forgets_statements,
     libpq,
-    oldest,
     ping_every,
     plain,
     preamble,
@@ -91,7 +89,7 @@ def hikaricp(advice: Recommendation) -> str:
                 "true",
             )
         )
-    if forgets_statements(advice):
+    if advice.forgets_statements:
         properties.append(
             ("A pooler on the path forgets prepared statements.", "dataSource.prepareThreshold", 0),
         )
@@ -108,17 +106,18 @@ def rails(advice: Recommendation) -> str:
 
     Source: Rails, ActiveRecord::ConnectionAdapters::ConnectionPool.
     """
-    age, period = swept(oldest(advice))
+    longest = plain(advice.age_with_keepalive)
+    age, period = swept(advice.age_with_keepalive)
     limits = {"max_age": age, "idle_timeout": age, "reaping_frequency": period}
     about = (
         "Since connect, and since the last use. The reaper looks once every reaping_frequency seconds, so that both end"
-        f" within the {plain(oldest(advice))} s advised. max_age needs Rails 8.1; idle_timeout spares min_connections."
+        f" within the {longest} s advised. max_age needs Rails 8.1; idle_timeout spares min_connections."
     )
     if age < 1:
         del limits["max_age"]  # of which Rails takes the whole seconds, and none for no limit
         about = (
             "Since the last use. The reaper looks once every reaping_frequency seconds, so that rests end within the"
-            f" {plain(oldest(advice))} s advised, but spares min_connections. Not here: max_age, which counts whole"
+            f" {longest} s advised, but spares min_connections. Not here: max_age, which counts whole"
             " seconds."
         )
     pool: list[tuple[str, Mapping[str, float | str]]] = [
@@ -132,7 +131,7 @@ def rails(advice: Recommendation) -> str:
         pool.append(
             ("Given to libpq. tcp_user_timeout (milliseconds) ends a wait for an answer that never comes.", options)
         )
-    if forgets_statements(advice):
+    if advice.forgets_statements:
         pool.append(("A pooler on the path forgets prepared statements.", {"prepared_statements": "false"}))
     return (
         comment(
