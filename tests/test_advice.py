@@ -27,12 +27,13 @@ from sidecar.core.advice.advice import (
 from sidecar.core.advice.bounds import above, at_least, at_most, below
 from sidecar.core.advice.findings import Code, Ground, Judgement, WhyPing, found, judged
 from sidecar.core.advice.ping_cost import PingCost
-from sidecar.core.advice.recommendation import IdleLimit, Recommendation, Remark, Verdict, VerdictKind
+from sidecar.core.advice.recommendation import IdleLimit, Recommendation, Remark, TrialOutcome, Verdict, VerdictKind
 from sidecar.core.advice.render import FORMATS
 from sidecar.core.advice.trials import Setup, TrialResult, counterfactuals, recommended
 from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
 from sidecar.core.budget import Declared
-from sidecar.core.evidence import Death, Status
+from sidecar.core.evidence import STALE_WRITER, Death, Outage, OutageKind, Status
+from sidecar.core.idle.lifetime import AgeLimit
 from sidecar.core.idle.machine import IdleStatus, Stage
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.postgresql.endpoint import Endpoint
@@ -147,6 +148,76 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
         assert keepalive.idle == UNPROVEN_KEEPALIVE_IDLE
     after = advice.settings.selective_pre_ping_after
     assert after is None or after <= recycle
+
+
+@given(worlds(), st.data())
+def test_there_are_words_for_whatever_is_found(world: dict[str, object], data: st.DataObject) -> None:
+    """Each code's sentence takes the values with which it is found, in every combination."""
+    draw, idle = data.draw, world["idle"]
+    assert isinstance(idle, IdleStatus)
+    seconds = st.floats(0.01, 1e5)
+    ages = st.builds(
+        AgeLimit,
+        proven_seconds=seconds,
+        dead_by_seconds=seconds,
+        estimate_seconds=seconds,
+        death=st.sampled_from(Death),
+        sqlstate=st.none(),
+    )
+    world["idle"] = replace(
+        idle,
+        exhausted=idle.dead_by_seconds is None and draw(st.booleans()),
+        several_populations=draw(st.booleans()),
+        lifetime=draw(st.none() | ages),
+        suspected_age_seconds=draw(st.none() | seconds),
+        busy_seconds=draw(st.none() | seconds),
+    )
+    world["declared"] = draw(
+        st.builds(
+            Declared,
+            idle_session_timeout=st.sampled_from([None, 0.0, 3.0, 300.0]),
+            tcp_keepalives_idle=st.sampled_from([None, 0.0, 60.0]),
+        )
+    )
+    world["outages"] = draw(
+        st.lists(
+            st.builds(
+                Outage,
+                id=st.just("1"),
+                target=st.just("default"),
+                kind=st.sampled_from(OutageKind),
+                connections_lost=st.sampled_from([{}, {STALE_WRITER: 1}]),
+            ),
+            max_size=2,
+        )
+    )
+    application = world["application"] = draw(
+        st.builds(
+            ApplicationSettings,
+            pool_recycle=st.sampled_from([None, -1.0, 10.0, 1800.0]),
+            pool_pre_ping=st.sampled_from([None, True, False]),
+            checkout_p99=st.sampled_from([None, 0.001]),
+        )
+    )
+    world["activity"] = draw(
+        st.builds(
+            Activity,
+            connections=st.sampled_from([{}, {"idle": 1}, {"idle_in_transaction": 2}]),
+            longest_idle_seconds=st.none() | seconds,
+            longest_idle_in_transaction_seconds=st.none() | seconds,
+        )
+    )
+    advice = advise(target="default", **world)  # type: ignore[arg-type]
+    setups = (recommended(advice), *counterfactuals(advice, application))
+    results = [tried(setup, draw(st.sampled_from(TrialOutcome)), 1.0) for setup in setups]
+    after = after_trials(advice, results, policy=POLICY, shortest_rest=5.0, application=application)
+    for found_out in (*advice.reasons, *after.reasons, *after.warnings):
+        assert found_out.text.endswith(".")
+        assert (found_out.evidence or "").startswith("/")
+    assert advice.application is not None
+    assert after.application is not None
+    assert advice.application.because.endswith(".")
+    assert after.application.because.endswith(".")
 
 
 AGES = {

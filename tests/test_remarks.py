@@ -6,7 +6,9 @@ at the difference before you commit it: people read them, and some of them searc
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
@@ -19,6 +21,7 @@ from sidecar.core.advice.ping_cost import PingCost
 from sidecar.core.advice.recommendation import TrialOutcome, VerdictKind
 from sidecar.core.advice.remarks import EVIDENCE, GROUNDS, REMARKS, remark, verdict
 from sidecar.core.evidence import Death, Status
+from sidecar.web import page
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -199,3 +202,14 @@ def test_keepalive_is_not_called_too_late_where_one_comes_in_time() -> None:
     for dead_by, late in ((0.71, True), (2.0, False)):
         said = remark(found(Code.TOO_SHORT_TO_POOL, dead_by_seconds=dead_by, pool_recycle=0.35), "db").text
         assert ("TCP keepalive" in said) is late
+
+
+def test_the_page_is_handed_these_words() -> None:
+    script = page.asset("words.js").body.decode()
+    (statuses,), (told,) = (
+        re.findall(rf"^export const {name} = (.*);$", script, re.M) for name in ("STATUSES", "DEATHS")
+    )
+    assert json.loads(statuses) == list(Status)
+    assert json.loads(told) == {
+        death: {"label": words.label, "byItself": words.by_itself} for death, words in DEATHS_TOLD.items()
+    }

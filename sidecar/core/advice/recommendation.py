@@ -1,4 +1,5 @@
-"""The advice as data: what `/recommendation` serves, field for field. `advice` decides what is in it.
+"""The advice as data: what `/recommendation` serves, field for field (but for `forgets_statements`), and the vocabulary
+of its members. `advice` decides what is in it.
 
 A number that is not known is None, never a default that poses as a measurement.
 """
@@ -168,7 +169,7 @@ class Recommendation:
     settings: PoolSettings
     socket: SocketOptions
     connect_args: dict[str, object] = field(default_factory=dict)  # for SQLAlchemy on asyncpg
-    forgets_statements: bool = False  # a pooler on the path swaps servers; not published, connect_args say it
+    forgets_statements: bool = False  # a pooler on the path swaps servers; published as what follows: connect_args
     idle_limit: IdleLimit | None = None
     lifetime_limit: LifetimeLimit | None = None
     pre_ping_cost: PrePingCost | None = None

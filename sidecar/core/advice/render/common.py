@@ -17,12 +17,12 @@ def preamble(advice: Recommendation) -> tuple[str, ...]:
     return (
         f"For target {advice.target}, advised by connection-health-sidecar. Status: {advice.status}.",
         _evidence(advice),
-        *_kept(advice),
+        *_about_keepalive(advice),
         *(f"Warning: {warning.text}" for warning in advice.warnings),
     )
 
 
-def _kept(advice: Recommendation) -> tuple[str, ...]:
+def _about_keepalive(advice: Recommendation) -> tuple[str, ...]:
     kept = advice.settings.pool_recycle_with_keepalive
     if kept is None or advice.socket.keepalive is None:
         return ()

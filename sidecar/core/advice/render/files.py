@@ -17,10 +17,18 @@ from sidecar.core.advice.render.common import (
     swept,
 )
 
-HIKARI_SHORTEST_SECONDS = 30  # of maxLifetime and keepaliveTime; for less it takes 30 minutes, and none
+HIKARI_SHORTEST_SECONDS = 30
+"""The least HikariCP takes for maxLifetime and keepaliveTime, in seconds; for less it takes 30 minutes, and none.
+Source: HikariConfig.validateNumerics."""
+
 HIKARI_SHORTEST_VALIDATION_MS = 250
-HIKARI_VALIDATION_MS = 5000  # its default
+"""The least it takes for validationTimeout, in milliseconds. Source: HikariConfig."""
+
+HIKARI_VALIDATION_MS = 5000
+"""Its default for validationTimeout, in milliseconds. Source: HikariCP, README."""
+
 HIKARI_UNTESTED_SECONDS = 0.5
+"""What was used so recently is handed out untested: aliveBypassWindowMs. Source: HikariCP, HikariPool."""
 
 
 def env(advice: Recommendation) -> str:
