@@ -291,6 +291,9 @@ def test_a_first_death_lowers_what_nothing_is_proven_for() -> None:
     assert advised(status(None, None)).settings.pool_recycle == 2
     assert advised(status(None, 3.0)).settings.pool_recycle == 1
     assert advised(status(None, 0.7)).settings.pool_recycle == 0.35
+    cautious = replace(POLICY, safety=0.05)
+    exact = advise(target="default", policy=cautious, shortest_rest=7.0, idle=status(None, 6.8194))
+    assert exact.settings.pool_recycle == 0.34, "never more than the share, not even by a rounded bound"
 
 
 def test_of_culprits_that_fit_alike_the_one_first_in_the_catalogue_is_named_first() -> None:

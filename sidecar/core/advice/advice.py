@@ -260,7 +260,7 @@ def _pool_recycle(
     policy: Policy, shortest_rest: float, limit: IdleLimit | None, idle: IdleStatus, declared: Declared | None
 ) -> tuple[float, Finding]:
     by_age = _share_of_age(policy, idle)
-    by_rest, why = _share_of_rest(policy, shortest_rest, limit, declared)
+    by_rest, why = _share_of_rest(policy, shortest_rest, limit, idle, declared)
     return (by_rest, why) if by_age is None or by_rest <= by_age[0] else by_age
 
 
@@ -289,7 +289,7 @@ def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[float, Finding] | N
 
 
 def _share_of_rest(
-    policy: Policy, shortest_rest: float, limit: IdleLimit | None, declared: Declared | None
+    policy: Policy, shortest_rest: float, limit: IdleLimit | None, idle: IdleStatus, declared: Declared | None
 ) -> tuple[float, Finding]:
     if limit is not None and limit.proven_seconds > 0:
         proven = limit.proven_seconds
@@ -297,14 +297,14 @@ def _share_of_rest(
         if policy.safety * proven > policy.max_pool_recycle:
             return recycle, found(Code.CAPPED_BY_POLICY, proven_seconds=proven, pool_recycle=recycle)
         return recycle, found(Code.SHARE_OF_PROVEN, safety=policy.safety, proven_seconds=proven)
-    if limit is not None and limit.dead_by_seconds is not None:
-        shortest_rest = min(shortest_rest, limit.dead_by_seconds)  # by now shorter ones are under test
+    shown = exact = shortest_rest
+    if idle.dead_by_seconds is not None:
+        # By now shorter ones are under test. The bound as it is shown is rounded up, the advice never is.
+        shown, exact = min(shown, above(idle.dead_by_seconds)), min(exact, idle.dead_by_seconds)
     timeout = declared.idle_session_timeout if declared is not None else None
-    if timeout and timeout < shortest_rest:
+    if timeout and timeout < exact:
         return _share(policy, timeout), found(Code.DECLARED_LIMIT, safety=policy.safety, declared_seconds=timeout)
-    return _share(policy, shortest_rest), found(
-        Code.NOTHING_PROVEN, safety=policy.safety, shortest_rest_seconds=shortest_rest
-    )
+    return _share(policy, exact), found(Code.NOTHING_PROVEN, safety=policy.safety, shortest_rest_seconds=shown)
 
 
 def _recycle_with_keepalive(
