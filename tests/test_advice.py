@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from sidecar.catalogue import known_limits
 from sidecar.core.advice import remarks
 from sidecar.core.advice.advice import (
-    LEAST_AGE,
-    LONGEST_KEEPALIVE_IDLE,
-    UNPROVEN_KEEPALIVE_IDLE,
+    LEAST_AGE_SECONDS,
+    LONGEST_KEEPALIVE_IDLE_SECONDS,
+    UNPROVEN_KEEPALIVE_IDLE_SECONDS,
     Policy,
     advise,
     after_trials,
@@ -129,7 +129,7 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
     assert isinstance(recycle, int) == (recycle >= 1)
     assert proven is None or recycle < proven or recycle == proven * policy.safety
     basis = proven if proven is not None else min(world["shortest_rest"], idle.dead_by_seconds or inf)
-    assert recycle <= max(LEAST_AGE, policy.safety * basis)
+    assert recycle <= max(LEAST_AGE_SECONDS, policy.safety * basis)
     warned = "too_short_to_pool" in {warning.code for warning in advice.warnings}
     assert warned == (
         recycle < 1 and idle.dead_by_seconds is not None and not advice.settings.pool_recycle_with_keepalive
@@ -141,11 +141,11 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
         assert idle.keepalive_helps is not False
     keepalive = advice.socket.keepalive
     assert keepalive is not None
-    assert keepalive.idle <= LONGEST_KEEPALIVE_IDLE
+    assert keepalive.idle <= LONGEST_KEEPALIVE_IDLE_SECONDS
     if proven is not None and idle.dead_by_seconds is not None:
         assert keepalive.idle <= max(1, proven / 2)
     elif proven is None:
-        assert keepalive.idle == UNPROVEN_KEEPALIVE_IDLE
+        assert keepalive.idle == UNPROVEN_KEEPALIVE_IDLE_SECONDS
     after = advice.settings.selective_pre_ping_after
     assert after is None or after <= recycle
 

@@ -67,13 +67,13 @@ from sidecar.core.idle.machine import KEEPALIVE_SHARE, IdleStatus  # what is adv
 USER_TIMEOUT_MS = 5000
 """TCP_USER_TIMEOUT, in milliseconds: longer than a few retransmissions, shorter than anybody's patience."""
 
-LONGEST_KEEPALIVE_IDLE = 120
+LONGEST_KEEPALIVE_IDLE_SECONDS = 120
 """TCP_KEEPIDLE at most, in seconds: well below every layer-4 default in the catalogue."""
 
-UNPROVEN_KEEPALIVE_IDLE = 30
+UNPROVEN_KEEPALIVE_IDLE_SECONDS = 30
 """TCP_KEEPIDLE while nothing is proven, in seconds: half the shortest layer-4 default known."""
 
-LONGEST_UNPINGED_REST = 30.0
+LONGEST_UNPINGED_REST_SECONDS = 30.0
 """Seconds. A connection used so recently is worth the risk of one retry."""
 
 UNPINGED_SHARE = 0.1
@@ -82,7 +82,7 @@ UNPINGED_SHARE = 0.1
 DECLARED_TOLERANCE = 0.05
 """A limit measured within this share of the one declared is the server's own."""
 
-LEAST_AGE = 0.001
+LEAST_AGE_SECONDS = 0.001
 """The shortest age advised, in seconds: no clock in a pool is finer."""
 
 NO_STATEMENT_CACHES: Mapping[str, object] = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
@@ -232,22 +232,22 @@ def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit 
 
 
 def _lifetime_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> LifetimeLimit | None:
-    found = idle.lifetime
-    if found is None or found.death is None:
+    age = idle.lifetime
+    if age is None or age.death is None:
         return None
     return LifetimeLimit(
-        proven_seconds=below(found.proven_seconds),
-        dead_by_seconds=above(found.dead_by_seconds),
-        estimate_seconds=round(found.estimate_seconds, 3),
-        death=found.death,
-        sqlstate=found.sqlstate,
+        proven_seconds=below(age.proven_seconds),
+        dead_by_seconds=above(age.dead_by_seconds),
+        estimate_seconds=round(age.estimate_seconds, 3),
+        death=age.death,
+        sqlstate=age.sqlstate,
         likely=likely_culprits(
             catalogue,
             limits="lifetime",
-            low_seconds=found.proven_seconds,
-            high_seconds=found.dead_by_seconds,
-            death=found.death,
-            sqlstate=found.sqlstate,
+            low_seconds=age.proven_seconds,
+            high_seconds=age.dead_by_seconds,
+            death=age.death,
+            sqlstate=age.sqlstate,
             keepalive_helps=None,
         ),
     )
@@ -274,7 +274,7 @@ def _age(seconds: float) -> float:
 
     Never 0, which most pools take for no limit; no clock in a pool is finer than a millisecond.
     """
-    return int(seconds) if seconds >= 1 else max(LEAST_AGE, below(seconds))
+    return int(seconds) if seconds >= 1 else max(LEAST_AGE_SECONDS, below(seconds))
 
 
 def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[float, Finding] | None:
@@ -342,12 +342,12 @@ def _about_short_lives(
 
 def _keepalive(limit: IdleLimit | None) -> Keepalive:
     if limit is None or limit.proven_seconds <= 0:
-        idle = UNPROVEN_KEEPALIVE_IDLE
+        idle = UNPROVEN_KEEPALIVE_IDLE_SECONDS
     elif limit.dead_by_seconds is None:  # the true limit is longer still
-        idle = max(UNPROVEN_KEEPALIVE_IDLE, int(KEEPALIVE_SHARE * limit.proven_seconds))
+        idle = max(UNPROVEN_KEEPALIVE_IDLE_SECONDS, int(KEEPALIVE_SHARE * limit.proven_seconds))
     else:
         idle = int(KEEPALIVE_SHARE * limit.proven_seconds)
-    idle = max(1, min(LONGEST_KEEPALIVE_IDLE, idle))
+    idle = max(1, min(LONGEST_KEEPALIVE_IDLE_SECONDS, idle))
     return Keepalive(idle=idle, interval=min(15, idle), count=3)
 
 
@@ -366,7 +366,7 @@ def _selective_pre_ping(
     """The rest after which pinging is worth its price (seconds); None = ping at every checkout."""
     why, dear = _why_ping(idle, outages), _dear(policy, ping, application)
     if why is None and dear and limit is not None:
-        after = min(recycle, max(1.0, min(LONGEST_UNPINGED_REST, UNPINGED_SHARE * limit.proven_seconds)))
+        after = min(recycle, max(1.0, min(LONGEST_UNPINGED_REST_SECONDS, UNPINGED_SHARE * limit.proven_seconds)))
         in_transaction, autocommit = round_trips(parsed_anew=idle.transaction_pooler)
         return after, found(
             Code.PRE_PING_SELECTIVE,
