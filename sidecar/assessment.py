@@ -88,7 +88,7 @@ def assess(
         application=terms.application,
         activity=activity,
         catalogue=known_limits(),
-        kept_seconds=keepalive_survival_seconds,
+        keepalive_survival_seconds=keepalive_survival_seconds,
     )
     tried = after_trials(
         derived,

@@ -223,12 +223,16 @@ _DERIVED: Mapping[type, tuple[str, ...]] = {
 }
 """Properties shown beside the fields: how long is what people ask first."""
 
+_HIDDEN: Mapping[type, tuple[str, ...]] = {Recommendation: ("forgets_statements",)}
+"""Fields not shown: what they say is said by another in the terms of its reader."""
+
 
 @cache
 def members(body: type) -> Mapping[str, Any]:
     """What is shown of a dataclass: name -> type, wall-clock floats as `datetime` (they are written in ISO 8601)."""
     hints = get_type_hints(body)
-    shown = {field.name: hints[field.name] for field in fields(body)}
+    hidden = _HIDDEN.get(body, ())
+    shown = {field.name: hints[field.name] for field in fields(body) if field.name not in hidden}
     for name in _DERIVED.get(body, ()):
         shown[name] = get_type_hints(getattr(body, name).fget)["return"]
     return {name: _as_instant(name, hint) for name, hint in shown.items()}

@@ -197,9 +197,8 @@ class Target:
         self._recorder.outage(outage, is_lifetime_expiry=self._machine.is_lifetime_expiry(outage.id))
 
     def _disturbed(self, fact: Disturbed) -> None:
-        if not self._machine.is_expected_expiry(
-            fact
-        ):  # a session that has just reached the age at which all end disturbs nobody
+        # A session that has just reached the age at which all end disturbs nobody.
+        if not self._machine.is_expected_expiry(fact):
             self._trials.disturbed()
         self._probes.tell(fact)
 

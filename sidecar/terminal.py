@@ -22,6 +22,7 @@ from rich.text import Text
 
 from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.bounds import at_least, at_most
+from sidecar.core.advice.deaths_told import DEATHS_TOLD
 
 Document = Mapping[str, Any]
 Show = Callable[[float, Document, str], None]
@@ -29,14 +30,6 @@ Show = Callable[[float, Document, str], None]
 
 LINE_EVERY_SECONDS = 5.0
 WIDTH_WITHOUT_TERMINAL = 100
-
-_DEATHS = {
-    "silent": "silently: nothing shows until a connection is used, and then no answer ever comes",
-    "reset_on_use": "by reset on use: nothing shows until a connection is used, and then it is refused at once",
-    "closed": "closed at the limit, which whoever reads the connection notices",
-    "fatal": "ended by the server, which says why and closes",
-}
-"""By `idle_limit.death`."""
 
 _KEEPALIVE = {"IDLE": "idle", "INTVL": "interval", "CNT": "count"}
 
@@ -153,12 +146,12 @@ def findings(advice: Document, engine_arguments: Document) -> dict[str, str]:
     limit = advice["idle_limit"]
     if limit is not None and limit["death"] is not None:
         sqlstate = f" (SQLSTATE {limit['sqlstate']})" if limit["sqlstate"] else ""
-        lines["How they die"] = f"{_DEATHS[limit['death']]}{sqlstate}"
+        lines["How they die"] = f"{DEATHS_TOLD[limit['death']].by_itself}{sqlstate}"
         if limit["likely"]:
             lines["Likely cause"] = "; ".join(culprit["component"] for culprit in limit["likely"])
     if (lifetime := advice["lifetime_limit"]) is not None:
         ages = f"proven to live {lived(lifetime['proven_seconds'])}, dead by {dead(lifetime['dead_by_seconds'])}"
-        lines["Limit on age"] = f"{ages}; {_DEATHS[lifetime['death']]}"
+        lines["Limit on age"] = f"{ages}; {DEATHS_TOLD[lifetime['death']].by_itself}"
         if lifetime["likely"]:
             lines["Likely cause of that"] = "; ".join(culprit["component"] for culprit in lifetime["likely"])
     keywords = (f"{name}={value!r}" for name, value in engine_arguments.items())

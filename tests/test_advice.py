@@ -15,22 +15,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.catalogue import known_limits
+from sidecar.core.advice import remarks
 from sidecar.core.advice.advice import (
-    LEAST_AGE,
-    LONGEST_KEEPALIVE_IDLE,
-    UNPROVEN_KEEPALIVE_IDLE,
+    LEAST_AGE_SECONDS,
+    LONGEST_KEEPALIVE_IDLE_SECONDS,
+    UNPROVEN_KEEPALIVE_IDLE_SECONDS,
     Policy,
     advise,
     after_trials,
 )
 from sidecar.core.advice.bounds import above, at_least, at_most, below
+from sidecar.core.advice.findings import Code, Ground, Judgement, WhyPing, found, judged
 from sidecar.core.advice.ping_cost import PingCost
-from sidecar.core.advice.recommendation import IdleLimit, Recommendation
+from sidecar.core.advice.recommendation import IdleLimit, Recommendation, Remark, TrialOutcome, Verdict, VerdictKind
 from sidecar.core.advice.render import FORMATS
-from sidecar.core.advice.trials import Setup, TrialResult, recommended
+from sidecar.core.advice.trials import Setup, TrialResult, counterfactuals, recommended
 from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
 from sidecar.core.budget import Declared
-from sidecar.core.evidence import Death, Status
+from sidecar.core.evidence import STALE_WRITER, Death, Outage, OutageKind, Status
+from sidecar.core.idle.lifetime import AgeLimit
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
 from sidecar.demo.server import PostgresServer
@@ -38,6 +41,7 @@ from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings import TargetSettings
 
+PROTECTED, EXPOSED, UNKNOWN = VerdictKind
 POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
 DEAR = PingCost(
     p50_seconds=0.004, p99_seconds=0.009, overhead_ratio=0.5, overhead_low=0.4, overhead_high=0.6, pings=500
@@ -81,6 +85,11 @@ def advised(idle: IdleStatus | None = None, **known: object) -> Recommendation:
     )
 
 
+def said(code: Code, **values: object) -> Remark:
+    """The remark that these values make; how it reads is the matter of test_remarks.py."""
+    return remarks.remark(found(code, **values), "default")
+
+
 # --- never more than what is proven -----------------------------------------------------------------------------------
 
 
@@ -104,7 +113,7 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
         "shortest_rest": draw(st.floats(0.01, 60.0)),
         "declared": draw(st.none() | st.builds(Declared, idle_session_timeout=st.none() | st.floats(0, 1e5))),
         "ping": draw(st.none() | st.just(DEAR)),
-        "kept_seconds": draw(st.none() | st.floats(0.01, 2e5)),
+        "keepalive_survival_seconds": draw(st.none() | st.floats(0.01, 2e5)),
     }
 
 
@@ -112,7 +121,7 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
 def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> None:
     """However soon connections die: advised is a share of what lived, and never 0, which would mean no limit."""
     advice = advise(target="default", **world)  # type: ignore[arg-type]
-    idle, policy, kept = world["idle"], world["policy"], world["kept_seconds"]
+    idle, policy, kept = world["idle"], world["policy"], world["keepalive_survival_seconds"]
     assert isinstance(idle, IdleStatus)
     assert isinstance(policy, Policy)
     proven = idle.proven_seconds
@@ -121,7 +130,7 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
     assert isinstance(recycle, int) == (recycle >= 1)
     assert proven is None or recycle < proven or recycle == proven * policy.safety
     basis = proven if proven is not None else min(world["shortest_rest"], idle.dead_by_seconds or inf)
-    assert recycle <= max(LEAST_AGE, policy.safety * basis)
+    assert recycle <= max(LEAST_AGE_SECONDS, policy.safety * basis)
     warned = "too_short_to_pool" in {warning.code for warning in advice.warnings}
     assert warned == (
         recycle < 1 and idle.dead_by_seconds is not None and not advice.settings.pool_recycle_with_keepalive
@@ -133,13 +142,83 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
         assert idle.keepalive_helps is not False
     keepalive = advice.socket.keepalive
     assert keepalive is not None
-    assert keepalive.idle <= LONGEST_KEEPALIVE_IDLE
+    assert keepalive.idle <= LONGEST_KEEPALIVE_IDLE_SECONDS
     if proven is not None and idle.dead_by_seconds is not None:
         assert keepalive.idle <= max(1, proven / 2)
     elif proven is None:
-        assert keepalive.idle == UNPROVEN_KEEPALIVE_IDLE
+        assert keepalive.idle == UNPROVEN_KEEPALIVE_IDLE_SECONDS
     after = advice.settings.selective_pre_ping_after
     assert after is None or after <= recycle
+
+
+@given(worlds(), st.data())
+def test_there_are_words_for_whatever_is_found(world: dict[str, object], data: st.DataObject) -> None:
+    """Each code's sentence takes the values with which it is found, in every combination."""
+    draw, idle = data.draw, world["idle"]
+    assert isinstance(idle, IdleStatus)
+    seconds = st.floats(0.01, 1e5)
+    ages = st.builds(
+        AgeLimit,
+        proven_seconds=seconds,
+        dead_by_seconds=seconds,
+        estimate_seconds=seconds,
+        death=st.sampled_from(Death),
+        sqlstate=st.none(),
+    )
+    world["idle"] = replace(
+        idle,
+        exhausted=idle.dead_by_seconds is None and draw(st.booleans()),
+        several_populations=draw(st.booleans()),
+        lifetime=draw(st.none() | ages),
+        suspected_age_seconds=draw(st.none() | seconds),
+        busy_seconds=draw(st.none() | seconds),
+    )
+    world["declared"] = draw(
+        st.builds(
+            Declared,
+            idle_session_timeout=st.sampled_from([None, 0.0, 3.0, 300.0]),
+            tcp_keepalives_idle=st.sampled_from([None, 0.0, 60.0]),
+        )
+    )
+    world["outages"] = draw(
+        st.lists(
+            st.builds(
+                Outage,
+                id=st.just("1"),
+                target=st.just("default"),
+                kind=st.sampled_from(OutageKind),
+                connections_lost=st.sampled_from([{}, {STALE_WRITER: 1}]),
+            ),
+            max_size=2,
+        )
+    )
+    application = world["application"] = draw(
+        st.builds(
+            ApplicationSettings,
+            pool_recycle=st.sampled_from([None, -1.0, 10.0, 1800.0]),
+            pool_pre_ping=st.sampled_from([None, True, False]),
+            checkout_p99=st.sampled_from([None, 0.001]),
+        )
+    )
+    world["activity"] = draw(
+        st.builds(
+            Activity,
+            connections=st.sampled_from([{}, {"idle": 1}, {"idle_in_transaction": 2}]),
+            longest_idle_seconds=st.none() | seconds,
+            longest_idle_in_transaction_seconds=st.none() | seconds,
+        )
+    )
+    advice = advise(target="default", **world)  # type: ignore[arg-type]
+    setups = (recommended(advice), *counterfactuals(advice, application))
+    results = [tried(setup, draw(st.sampled_from(TrialOutcome)), 1.0) for setup in setups]
+    after = after_trials(advice, results, policy=POLICY, shortest_rest=5.0, application=application)
+    for found_out in (*advice.reasons, *after.reasons, *after.warnings):
+        assert found_out.text.endswith(".")
+        assert (found_out.evidence or "").startswith("/")
+    assert advice.application is not None
+    assert after.application is not None
+    assert advice.application.because.endswith(".")
+    assert after.application.because.endswith(".")
 
 
 AGES = {
@@ -179,16 +258,12 @@ def ages_said(name: str, setting: str, advice: Recommendation) -> list[float]:
 def test_a_path_that_forgets_within_a_second_is_said_to_be_none_to_pool_on() -> None:
     advice = advised(status(0.7, 0.71))
     assert advice.settings.pool_recycle == 0.35
-    (warning,) = [each for each in advice.warnings if each.code == "too_short_to_pool"]
-    assert "dead by 0.71 s" in warning.text
-    assert "pool_recycle = 0.35 s" in warning.text
-    assert "TCP keepalive" in warning.text
+    assert said(Code.TOO_SHORT_TO_POOL, dead_by_seconds=0.71, pool_recycle=0.35) in advice.warnings
     assert FORMATS["sqlalchemy"].render(advice) == {"pool_recycle": 0.35, "pool_pre_ping": True}
     assert "POOL_RECYCLE=0.35\n" in str(FORMATS["env"].render(advice))
     assert "SetConnMaxLifetime(350 * time.Millisecond)" in str(FORMATS["database-sql"].render(advice))
     slower = advised(status(1.9, 2.0))
-    (warning,) = [each for each in slower.warnings if each.code == "too_short_to_pool"]
-    assert "TCP keepalive" not in warning.text  # one after a second comes in time
+    assert said(Code.TOO_SHORT_TO_POOL, dead_by_seconds=2.0, pool_recycle=0.95) in slower.warnings
     assert not [each for each in advised(status(0.7, None)).warnings if each.code == "too_short_to_pool"]
 
 
@@ -217,6 +292,9 @@ def test_a_first_death_lowers_what_nothing_is_proven_for() -> None:
     assert advised(status(None, None)).settings.pool_recycle == 2
     assert advised(status(None, 3.0)).settings.pool_recycle == 1
     assert advised(status(None, 0.7)).settings.pool_recycle == 0.35
+    cautious = replace(POLICY, safety=0.05)
+    exact = advise(target="default", policy=cautious, shortest_rest=7.0, idle=status(None, 6.8194))
+    assert exact.settings.pool_recycle == 0.34, "never more than the share, not even by a rounded bound"
 
 
 def test_of_culprits_that_fit_alike_the_one_first_in_the_catalogue_is_named_first() -> None:
@@ -236,9 +314,15 @@ def test_a_dear_ping_is_for_the_rested_only_and_the_round_trips_are_told() -> No
     advice = advised(ping=DEAR)
     assert advice.settings.pool_pre_ping is False
     assert advice.settings.selective_pre_ping_after == pytest.approx(1.95)
-    (why,) = [reason.text for reason in advice.reasons if reason.code == "pre_ping_selective"]
-    assert "50 %" in why
-    assert "Under AUTOCOMMIT a ping takes 1 instead of 3 round trips" in why
+    why = said(
+        Code.PRE_PING_SELECTIVE,
+        after_seconds=1.95,
+        round_trips=3,
+        round_trips_autocommit=1,
+        overhead_ratio=0.5,
+        overhead_allowed=0.1,
+    )
+    assert why in advice.reasons
     assert advice.pre_ping_cost is not None
     assert (advice.pre_ping_cost.round_trips, advice.pre_ping_cost.round_trips_autocommit) == (3, 1)
 
@@ -260,10 +344,10 @@ def test_pre_ping_is_kept_where_more_depends_on_it(idle: IdleStatus) -> None:
 
 @pytest.mark.parametrize("ping", [None, replace(DEAR, overhead_ratio=None, overhead_low=None, overhead_high=None)])
 def test_a_price_not_known_is_not_called_little(ping: PingCost | None) -> None:
-    (why,) = [reason.text for reason in advised(ping=ping).reasons if reason.code == "pre_ping_kept"]
-    assert why == "Pre-ping stays on: what share of a checkout it takes up here is not known yet."
+    (why,) = [reason for reason in advised(ping=ping).reasons if reason.code == "pre_ping_kept"]
+    assert why == said(Code.PRE_PING_KEPT, why=WhyPing.PRICE_UNKNOWN, outages=0)
     cheap = replace(DEAR, overhead_ratio=0.05, overhead_low=0.04)
-    assert "Pre-ping stays on: it costs little here." in [reason.text for reason in advised(ping=cheap).reasons]
+    assert said(Code.PRE_PING_KEPT, why=WhyPing.CHEAP, outages=0) in advised(ping=cheap).reasons
 
 
 # --- trials have the last word ----------------------------------------------------------------------------------------
@@ -292,7 +376,12 @@ def test_a_failed_trial_withdraws_the_advice_until_one_succeeds() -> None:
     withdrawn = after(tried(setup, "ok", 1.0), tried(setup, "error", 2.0))
     assert (withdrawn.status, withdrawn.settings.pool_recycle) == (Status.PROVISIONAL, 2)
     assert withdrawn.warnings[0].code == "trial_failed"
-    assert "it was closed" in withdrawn.warnings[0].text
+    assert withdrawn.warnings[0] == said(
+        Code.TRIAL_FAILED,
+        pool_recycle=advice.settings.pool_recycle,
+        rested_seconds=21.1,
+        error="ConnectionDoesNotExistError: it was closed",
+    )
     assert withdrawn.warnings[0].evidence == "/recommendation?target=default"
     assert withdrawn.verification is not None
     assert withdrawn.verification.outcome == "failed"
@@ -307,26 +396,53 @@ def test_a_failed_trial_withdraws_the_advice_until_one_succeeds() -> None:
 LIMIT = IdleLimit(proven_seconds=19.5, dead_by_seconds=20.1, estimate_seconds=19.8, death=Death.CLOSED)
 
 
+BEYOND = {"beyond_seconds": 19.5, "of_age": False}
+
+
 @pytest.mark.parametrize(
-    ("recycle", "ping", "death", "verdict", "because"),
+    ("recycle", "ping", "death", "verdict"),
     [
-        (10.0, False, Death.SILENT, "protected", "no connection older"),
-        (1800.0, False, Death.CLOSED, "exposed", '"connection is closed"'),
-        (1800.0, False, Death.RESET_ON_USE, "exposed", "closed in the middle of operation"),
-        (-1.0, False, Death.SILENT, "exposed", "about 15 minutes"),
-        (-1.0, True, Death.SILENT, "exposed", "pre-ping does not help: it hangs"),
-        (-1.0, True, Death.CLOSED, "protected", "pre-ping finds them"),
-        (None, True, Death.CLOSED, "unknown", "pool_recycle is not known"),
-        (1800.0, True, None, "unknown", "not known yet"),
+        (10.0, False, Death.SILENT, judged(PROTECTED, Ground.YOUNG_ENOUGH, pool_recycle=10.0, proven_seconds=19.5)),
+        *(
+            (1800.0, False, death, judged(EXPOSED, Ground.UNPINGED, pool_recycle=1800.0, **BEYOND, death=death))
+            for death in (Death.CLOSED, Death.RESET_ON_USE)
+        ),
+        (-1.0, False, Death.SILENT, judged(EXPOSED, Ground.UNPINGED, pool_recycle=-1.0, **BEYOND, death=Death.SILENT)),
+        (-1.0, True, Death.SILENT, judged(EXPOSED, Ground.PING_HANGS, pool_recycle=-1.0, **BEYOND)),
+        (-1.0, True, Death.CLOSED, judged(PROTECTED, Ground.PING_FINDS, pool_recycle=-1.0, **BEYOND)),
+        (None, True, Death.CLOSED, judged(UNKNOWN, Ground.SETTING_UNKNOWN, setting="pool_recycle")),
+        (1800.0, True, None, judged(UNKNOWN, Ground.NO_DEATH_SEEN, pool_recycle=1800.0, proven_seconds=19.5)),
     ],
 )
 def test_the_verdict_on_what_is_declared(
-    recycle: float | None, ping: bool, death: Death | None, verdict: str, because: str
+    recycle: float | None, ping: bool, death: Death | None, verdict: Judgement
 ) -> None:
     settings = ApplicationSettings(pool_recycle=recycle, pool_pre_ping=ping)
-    judged = judge_application(settings, replace(LIMIT, death=death))
-    assert judged.verdict == verdict
-    assert because in judged.because
+    assert judge_application(settings, replace(LIMIT, death=death)) == verdict
+
+
+def test_a_trial_with_the_application_s_own_settings_has_the_last_word() -> None:
+    application = ApplicationSettings(pool_recycle=1800.0, pool_pre_ping=False)
+    advice = advised(application=application)
+    assert advice.application is not None
+    (own,) = [setup for setup in counterfactuals(advice, application) if setup.name == "application"]
+
+    def after(result: TrialResult) -> Verdict | None:
+        return after_trials(advice, [result], policy=POLICY, shortest_rest=5.0, application=application).application
+
+    lived = judged(PROTECTED, Ground.TRIAL_SUCCEEDED, rested_seconds=21.1, checkout_seconds=0.01)
+    assert after(tried(own, "ok", 1.0)) == remarks.verdict(lived)
+    failed = tried(own, "hang", 1.0)
+    hung = judged(
+        EXPOSED,
+        Ground.TRIAL_FAILED,
+        rested_seconds=21.1,
+        outcome="hang",
+        error=failed.error,
+        untried=advice.application.because,
+    )
+    assert after(failed) == remarks.verdict(hung)
+    assert after(tried(replace(own, pool_recycle=7), "ok", 1.0)) == advice.application
 
 
 async def seen(server: PostgresServer) -> Activity:
@@ -353,7 +469,7 @@ async def test_the_sessions_a_real_server_shows_convict_and_point_to_leaks(
         await session(user="another")
         nobody = await seen(server)
         assert sum(nobody.connections.values()) == 0
-        assert "none of its sessions shows" in judge_application(None, LIMIT, nobody).because
+        assert judge_application(None, LIMIT, nobody) == judged(UNKNOWN, Ground.NO_SESSION_SEEN)
 
         first, second = await session(), await session()
         await asyncio.sleep(0.3)
@@ -364,10 +480,11 @@ async def test_the_sessions_a_real_server_shows_convict_and_point_to_leaks(
         # On a path where connections live a quarter of a second at rest, they are dead and nobody has noticed yet.
         short = replace(LIMIT, proven_seconds=0.2, dead_by_seconds=0.25)
         convicted = judge_application(None, short, resting)
-        assert convicted.verdict == "exposed"
-        assert '"connection is closed"' in convicted.because
-        assert judge_application(None, replace(short, death=Death.SILENT), resting).because.count("15 minutes") == 1
-        assert judge_application(None, LIMIT, resting).verdict == "unknown"
+        assert (convicted.verdict, convicted.ground) == (EXPOSED, Ground.SESSION_DEAD)
+        assert convicted.values["death"] == Death.CLOSED
+        silent = judge_application(None, replace(short, death=Death.SILENT), resting)
+        assert (silent.ground, silent.values["death"]) == (Ground.SESSION_DEAD, Death.SILENT)
+        assert judge_application(None, LIMIT, resting).verdict == UNKNOWN
         assert [remark.code for remark in about_activity(resting, short)] == ["application_rests_too_long"]
 
         for connection in (first, second):
@@ -377,8 +494,7 @@ async def test_the_sessions_a_real_server_shows_convict_and_point_to_leaks(
         assert held.longest_idle_in_transaction_seconds is not None
         # The same sessions a minute later, without waiting for it.
         (exhausted,) = about_activity(replace(held, longest_idle_in_transaction_seconds=61.0), LIMIT)
-        assert exhausted.code == "pool_exhausted"
-        assert "neither pre-ping nor recycle cures it" in exhausted.text
+        assert exhausted == found(Code.POOL_EXHAUSTED, sessions=2, in_transaction_seconds=61.0)
         await second.execute("ROLLBACK")
         leak = replace(await seen(server), longest_idle_in_transaction_seconds=61.0)
         assert [remark.code for remark in about_activity(leak, LIMIT)] == ["idle_in_transaction"]

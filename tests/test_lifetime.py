@@ -389,7 +389,7 @@ def test_one_death_of_age_lowers_the_advice_until_it_is_refuted() -> None:
 
 def test_an_age_bounds_connections_kept_alive_too() -> None:
     path = world(100.0, 1000.0, keepalive_helps=True)
-    limits = {"kept_seconds": 900.0}
+    limits = {"keepalive_survival_seconds": 900.0}
     assert advice_in(world(100.0, inf, keepalive_helps=True), 20_000.0, **limits).settings == replace(
         advice_in(path, 20_000.0, **limits).settings, pool_recycle_with_keepalive=900
     )

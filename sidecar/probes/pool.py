@@ -171,7 +171,7 @@ class CanaryPool:
         """
         if self._target.pool.recycle == "auto":
             self._recycle_seconds = float(advice.settings.pool_recycle)
-        if advice.connect_args.get("statement_cache_size") == 0:
+        if advice.forgets_statements:
             self._statement_cache = False
 
     async def run(self) -> None:

@@ -18,7 +18,8 @@ from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from sidecar.core.advice.trials import RECOMMENDED, Attempt, Setup, TrialResult
+from sidecar.core.advice.recommendation import SetupName, TrialOutcome
+from sidecar.core.advice.trials import Attempt, Setup, TrialResult
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
 
@@ -117,7 +118,7 @@ class Trials:
             log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
             await asyncio.sleep(PAUSE_SECONDS)
             return
-        if result.outcome != "ok":
+        if result.outcome != TrialOutcome.OK:
             await asyncio.sleep(PAUSE_SECONDS)  # what the heartbeat saw of it may still be on its way
             if self._disturbed_at >= began:
                 log.debug("trial void", extra={"target": self._target, "setup": name, "reason": "an outage"})
@@ -129,7 +130,7 @@ class Trials:
         ]
         self._ended(result)
         log.log(
-            logging.WARNING if name == RECOMMENDED and result.outcome != "ok" else logging.INFO,
+            logging.WARNING if name == SetupName.RECOMMENDED and result.outcome != TrialOutcome.OK else logging.INFO,
             "trial ended",
             extra={"target": self._target, "setup": name, "outcome": result.outcome, "error": result.error},
         )
@@ -173,23 +174,23 @@ async def try_out(
         before, rested_from = len(opened), loop.time()
         await asyncio.sleep(rest_seconds)
         asked = loop.time()
-        outcome, error = "ok", None
+        outcome, error = TrialOutcome.OK, None
         try:
             await _query(engine, patience_seconds)
         except _Hang:
-            outcome, error = "hang", f"no answer within {patience_seconds:g} s"
+            outcome, error = TrialOutcome.HANG, f"no answer within {patience_seconds:g} s"
         except checkout_errors as failure:
-            outcome, error = "error", driver.failure_of(failure).text
+            outcome, error = TrialOutcome.ERROR, driver.failure_of(failure).text
         took = loop.time() - asked
-        if outcome != "ok":
+        if outcome != TrialOutcome.OK:
             await _control(driver)
         return TrialResult(
             setup=setup,
             at=wall(),
             idle_seconds=asked - rested_from,
             outcome=outcome,
-            checkout_seconds=took if outcome == "ok" else None,
-            reconnected=len(opened) > before if outcome == "ok" else None,
+            checkout_seconds=took if outcome == TrialOutcome.OK else None,
+            reconnected=len(opened) > before if outcome == TrialOutcome.OK else None,
             error=error,
         )
     finally:

@@ -14,7 +14,10 @@ from sidecar.core.advice.recommendation import LikelyCulprit
 from sidecar.core.evidence import Death
 
 VALUE_TOLERANCE = 0.03
+"""How far, as a share, a default may lie outside the bracket measured and still fit: timers are coarse."""
+
 MOST_SUSPECTS = 5
+"""How many are named at most: a longer list accuses nobody."""
 
 _DEATHS = {
     "fin": Death.CLOSED,
@@ -22,6 +25,7 @@ _DEATHS = {
     "rst-on-use": Death.RESET_ON_USE,
     "silent": Death.SILENT,
 }
+"""The catalogue's words for how a limit kills, as it shows to a client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

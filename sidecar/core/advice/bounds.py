@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 _MILLISECONDS, _TENTHS = Decimal("0.001"), Decimal("0.1")
+"""Units, in seconds."""
 
 
 def below(seconds: float) -> float:
@@ -19,15 +20,15 @@ def above(seconds: float) -> float:
 
 def at_least(seconds: float) -> str:
     """A lower bound as people read it: in tenths of a second, below one second in milliseconds."""
-    return _told(seconds, ROUND_FLOOR)
+    return _in_words(seconds, ROUND_FLOOR)
 
 
 def at_most(seconds: float) -> str:
     """An upper bound, likewise."""
-    return _told(seconds, ROUND_CEILING)
+    return _in_words(seconds, ROUND_CEILING)
 
 
-def _told(seconds: float, rounding: str) -> str:
+def _in_words(seconds: float, rounding: str) -> str:
     if seconds >= 1:
         return f"{_rounded(seconds, _TENTHS, rounding):f}"
     return f"{_rounded(seconds, _MILLISECONDS, rounding).normalize():f}"

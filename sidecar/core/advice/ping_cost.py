@@ -28,8 +28,12 @@ PING_ROUND_TRIPS_UNCACHED_AUTOCOMMIT = 2
 _WINDOW = 720
 """Samples kept of each kind: an hour of one every five seconds. Older ones say little about the path of today."""
 
-# Two intervals that each miss their median in at most 2.5 % of all cases bound the ratio in at least 95 %.
 _DEVIATIONS = 2.24
+"""Standard deviations of the binomial on either side of the middle: such an interval misses its median in at most 2.5 %
+of all cases, so that two of them bound a ratio in at least 95 %."""
+
+_LEAST_FOR_P99 = 100
+"""Samples below which no 99th percentile is told: it would be the maximum under another name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,7 @@ class PingLedger:
         return Spread(
             count=len(ordered),
             p50_seconds=quantile(ordered, 0.5),
-            p99_seconds=quantile(ordered, 0.99) if len(ordered) >= 100 else None,
+            p99_seconds=quantile(ordered, 0.99) if len(ordered) >= _LEAST_FOR_P99 else None,
             max_seconds=ordered[-1],
         )
 
@@ -98,7 +102,7 @@ class PingLedger:
         ratio, low, high = _overhead(sorted(self._turns[True]), sorted(self._turns[False]))
         return PingCost(
             p50_seconds=quantile(pings, 0.5),
-            p99_seconds=quantile(pings, 0.99) if len(pings) >= 100 else None,
+            p99_seconds=quantile(pings, 0.99) if len(pings) >= _LEAST_FOR_P99 else None,
             overhead_ratio=ratio,
             overhead_low=low,
             overhead_high=high,
@@ -117,6 +121,13 @@ def milliseconds(seconds: None) -> None: ...
 def milliseconds(seconds: float | None) -> float | None:
     """As it is shown: to the microsecond, and null where it is not known."""
     return None if seconds is None else round(seconds * 1000, 3)
+
+
+def round_trips(*, parsed_anew: bool) -> tuple[int, int]:
+    """Of one ping, in a transaction and under AUTOCOMMIT. `parsed_anew` where no statement is cached."""
+    if parsed_anew:
+        return PING_ROUND_TRIPS_UNCACHED, PING_ROUND_TRIPS_UNCACHED_AUTOCOMMIT
+    return PING_ROUND_TRIPS, PING_ROUND_TRIPS_AUTOCOMMIT
 
 
 def quantile(ordered: Sequence[float], q: float) -> float:

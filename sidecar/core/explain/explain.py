@@ -15,7 +15,10 @@ from textwrap import fill
 from sidecar.core.explain.known_errors import KNOWN_ERRORS, Helps, KnownError
 
 _WIDTH = 92
-_QUOTED_AT_MOST = 240  # characters of the line that was recognised
+"""Of what is written to a terminal, in characters."""
+
+_QUOTED_AT_MOST = 240
+"""Characters quoted of the line that was recognised."""
 
 _SECRETS = (
     # The last @ ends it, and too much is better than too little: passwords hold what URLs should not.
@@ -93,7 +96,7 @@ def as_markdown() -> str:
     return (
         "# What an error means\n\n"
         "`sidecar explain TEXT` (`-` reads standard input) finds these in a message or a traceback, of several the\n"
-        "root cause. Made of the same data (`sidecar/core/errors.py`) by\n"
+        "root cause. Made of the same data (`sidecar/core/explain/known_errors.py`) by\n"
         "`UPDATE_GOLDEN=1 pytest tests/test_explain.py`.\n\n"
         f"| error | of pre-ping and recycling helps |\n| --- | --- |\n{rows}\n" + "\n".join(sections)
     )

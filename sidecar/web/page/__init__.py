@@ -1,15 +1,20 @@
 """The page for people: what a browser loads, as it lies beside this module, with nothing from elsewhere.
 
+One module for it is made here, `words.js`: what it shares with the rest of the program in vocabulary and wording.
+
 The browser is told to hold it to that: it may load and connect to nothing but what this server answers itself, and run
 no script that came with the data.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from sidecar.core.advice.deaths_told import DEATHS_TOLD
+from sidecar.core.evidence import Status
 from sidecar.web.answers import Answer
 
 _TYPES: Mapping[str, str] = {
@@ -19,6 +24,7 @@ _TYPES: Mapping[str, str] = {
     "live.js": "text/javascript; charset=utf-8",
     "pictures.js": "text/javascript; charset=utf-8",
     "units.js": "text/javascript; charset=utf-8",
+    "words.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 ASSETS: tuple[str, ...] = tuple(name for name in _TYPES if name != "index.html")
@@ -46,5 +52,15 @@ HEADERS: Mapping[str, str] = {
 
 @cache
 def asset(name: str) -> Answer:
-    """One file, read when first asked for."""
-    return Answer.tagged(Path(__file__).with_name(name).read_bytes(), _TYPES[name])
+    """One part, read or made when first asked for."""
+    body = _words().encode() if name == "words.js" else Path(__file__).with_name(name).read_bytes()
+    return Answer.tagged(body, _TYPES[name])
+
+
+def _words() -> str:
+    deaths = {death: {"label": told.label, "byItself": told.by_itself} for death, told in DEATHS_TOLD.items()}
+    return (
+        "// How far the evidence reaches, in order, and how each death is told: made from the tables of the program.\n"
+        f"export const STATUSES = {json.dumps(list(Status))};\n"
+        f"export const DEATHS = {json.dumps(deaths)};\n"
+    )

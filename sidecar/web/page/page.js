@@ -3,19 +3,13 @@
 import { Live, get } from "./live.js";
 import { latency, survival, timeline } from "./pictures.js";
 import { atLeast, atMost, clock, element, limit, milliseconds, seconds, span } from "./units.js";
+import { DEATHS, STATUSES } from "./words.js";
 
-const STAGES = ["measuring", "provisional", "confirmed", "verified"];
-const STAGE_MEANS = {
+const STATUS_MEANS = {
   measuring: "No limit found yet. pool_recycle is a share of the longest rest survived so far, so it starts small and grows.",
   provisional: "The limit is bracketed to a few percent, by one chain of observations.",
   confirmed: "A second, independent connection died at the same rest.",
   verified: "A whole volley of fresh connections just below the limit survived.",
-};
-const DEATHS = {
-  silent: "silently: nothing shows until a connection is used, and then no answer ever comes",
-  reset_on_use: "by reset on use: nothing shows until a connection is used, and then it is refused at once",
-  closed: "closed at the limit, which whoever reads the connection notices",
-  fatal: "ended by the server, which says why and closes",
 };
 const FORMAT_NAMES = {
   json: "JSON", sqlalchemy: "SQLAlchemy arguments", python: "Python, SQLAlchemy", env: "Environment", psycopg: "psycopg_pool", asyncpg: "asyncpg",
@@ -142,9 +136,9 @@ class Section {
       keepalive && setting("TCP keepalive", `after ${keepalive.idle} s, ${keepalive.count} × every ${keepalive.interval} s`),
       userTimeout != null && setting("TCP_USER_TIMEOUT", `${userTimeout} ms`),
     ].filter(Boolean));
-    const reached = STAGES.indexOf(status);
-    replace(this.parts.status, STAGES.map((stage, index) => element("li", { class: index < reached ? "past" : index === reached ? "now" : "ahead", "aria-current": index === reached ? "step" : null }, stage)));
-    replace(this.parts.means, [STAGE_MEANS[status] ?? ""]);
+    const reached = STATUSES.indexOf(status);
+    replace(this.parts.status, STATUSES.map((stage, index) => element("li", { class: index < reached ? "past" : index === reached ? "now" : "ahead", "aria-current": index === reached ? "step" : null }, stage)));
+    replace(this.parts.means, [STATUS_MEANS[status] ?? ""]);
   }
 
   found(summary, { idle_limit: found, lifetime_limit: lifetime, verification, status }) {
@@ -164,12 +158,12 @@ class Section {
     }
     if (found) row("proven to live", limit(atLeast(found.proven_seconds)));
     if (found?.dead_by_seconds != null) row("dead by", limit(atMost(found.dead_by_seconds)));
-    if (found?.death) row("how they die", DEATHS[found.death] ?? found.death, found.sqlstate ? ` (SQLSTATE ${found.sqlstate})` : "");
+    if (found?.death) row("how they die", DEATHS[found.death]?.byItself ?? found.death, found.sqlstate ? ` (SQLSTATE ${found.sqlstate})` : "");
     if (found?.likely.length) row("probably", found.likely.map((culprit) => culprit.component).join("; or "));
     if (found?.keepalive_helps != null) row("TCP keepalive", found.keepalive_helps ? "holds connections open beyond the limit" : "does not help against this limit");
     if (lifetime) {
       row("lifetime limit", `${limit(atLeast(lifetime.proven_seconds))} proven${lifetime.dead_by_seconds == null ? "" : `, dead by ${limit(atMost(lifetime.dead_by_seconds))}`}`);
-      if (lifetime.death) row("of age they die", DEATHS[lifetime.death] ?? lifetime.death);
+      if (lifetime.death) row("of age they die", DEATHS[lifetime.death]?.byItself ?? lifetime.death);
       if (lifetime.likely.length) row("probably", lifetime.likely.map((culprit) => culprit.component).join("; or "));
     }
     if (verification) {

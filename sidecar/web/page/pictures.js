@@ -2,8 +2,8 @@
 // Kinds differ by shape and by lane, never by colour alone.
 
 import { atLeast, atMost, clock, limit, milliseconds, seconds, shape, span } from "./units.js";
+import { DEATHS } from "./words.js";
 
-const DEATHS = { silent: "died silently", reset_on_use: "died, reset on use", closed: "died, closed at rest", fatal: "died, told by the server" };
 const LABEL = 6.4; // width of a character of a label, about
 const LANE = 40;
 const ROW = 17;
@@ -54,7 +54,7 @@ function byLane(observations) {
   for (const observation of observations) {
     const { outcome, death, idle_seconds } = observation;
     const key = outcome === "died" ? `died ${death}` : outcome;
-    if (!lanes.has(key)) lanes.set(key, { name: outcome === "died" ? (DEATHS[death] ?? "died") : "no testimony", kind: outcome, rests: [] });
+    if (!lanes.has(key)) lanes.set(key, { name: outcome === "died" ? (DEATHS[death]?.label ?? "died") : "no testimony", kind: outcome, rests: [] });
     lanes.get(key).rests.push(idle_seconds);
   }
   const order = { survived: 0, died: 1, censored: 2 };

@@ -8,8 +8,6 @@ from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render.common import (
     check_after,
     comment,
-    forgets_statements,
-    oldest,
     ping_every,
     plain,
     preamble,
@@ -128,15 +126,15 @@ _NODE_KEEPALIVE = Template("""\
 
 def pgx(advice: Recommendation) -> str:
     """A Go file with a constructor for a pgxpool. Source: pgx, pgxpool.Config and pool.go."""
-    age, period = swept(oldest(advice))
+    age, period = swept(advice.age_with_keepalive)
     jitter = age // 10 or age / 10
     after, timeout = check_after(advice), user_timeout_seconds(advice)
     ping = _PGX_SELECTIVE_PING.substitute(after=f"{after:g}") if after else _PGX_PING
     if timeout is not None:
         ping += _PGX_PING_TIMEOUT.substitute(timeout=_duration(timeout))
-    forgets = forgets_statements(advice)
+    forgets = advice.forgets_statements
     function = _PGX.substitute(
-        recycle=plain(oldest(advice)),
+        recycle=plain(advice.age_with_keepalive),
         lifetime=_duration(age - jitter),
         jitter=_duration(jitter),
         period=_duration(period),
@@ -150,8 +148,8 @@ def pgx(advice: Recommendation) -> str:
 def database_sql(advice: Recommendation) -> str:
     """A Go file that opens a database/sql pool on pgx. Source: Go, database/sql; pgx, stdlib."""
     function = _DATABASE_SQL.substitute(
-        recycle=_duration(oldest(advice)),
-        statements=_go_statements("config") if forgets_statements(advice) else "",
+        recycle=_duration(advice.age_with_keepalive),
+        statements=_go_statements("config") if advice.forgets_statements else "",
     )
     return _go(
         advice,
@@ -207,16 +205,16 @@ def node_postgres(advice: Recommendation) -> str:
             "Not here: idleTimeoutMillis, which spares `min` connections. pg-pool tests no connection before use, and"
             " Node cannot set TCP_USER_TIMEOUT: `query_timeout` (milliseconds) is what ends a hang, and every query"
             " that takes as long.",
-            *([f"{_STATEMENTS} Give no query a `name`."] if forgets_statements(advice) else []),
+            *([f"{_STATEMENTS} Give no query a `name`."] if advice.forgets_statements else []),
         ),
-        recycle=plain(oldest(advice)),
+        recycle=plain(advice.age_with_keepalive),
         keepalive=_NODE_KEEPALIVE.substitute(milliseconds=keepalive.idle * 1000) if keepalive else "",
     )
 
 
 def npgsql(advice: Recommendation) -> str:
     """A C# constant to append to a connection string; seconds. Source: Npgsql, PoolingDataSource, NpgsqlConnector."""
-    keepalive, age = advice.socket.keepalive, oldest(advice)
+    keepalive, age = advice.socket.keepalive, advice.age_with_keepalive
     parts: list[tuple[str, dict[str, object]]] = [
         (
             "Since connect, looked at when a connection leaves the pool.",
@@ -241,7 +239,7 @@ def npgsql(advice: Recommendation) -> str:
                 {"Tcp Keepalive Time": keepalive.idle, "Tcp Keepalive Interval": keepalive.interval},
             )
         )
-    if forgets_statements(advice):
+    if advice.forgets_statements:
         parts.append((_STATEMENTS, {"Max Auto Prepare": 0, "No Reset On Close": "true"}))
     lines = [
         comment("    //", about) + " +\n".join(f'    "{name}={value};"' for name, value in values.items())

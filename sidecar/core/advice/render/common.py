@@ -5,17 +5,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 
+from sidecar.core.advice.deaths_told import DEATHS_TOLD
 from sidecar.core.advice.recommendation import Recommendation
-from sidecar.core.evidence import Death
 
-WIDTH = 100  # of comments
-
-_DEATH_TOLD = {
-    Death.SILENT: "silently: the next query gets no answer at all",
-    Death.RESET_ON_USE: "unseen: the next query is answered by a reset",
-    Death.CLOSED: "in plain sight: they are closed when the time is up",
-    Death.FATAL: "in plain sight: the server says why and closes",
-}
+WIDTH = 100
+"""Of comments, in characters."""
 
 
 def preamble(advice: Recommendation) -> tuple[str, ...]:
@@ -23,12 +17,12 @@ def preamble(advice: Recommendation) -> tuple[str, ...]:
     return (
         f"For target {advice.target}, advised by connection-health-sidecar. Status: {advice.status}.",
         _evidence(advice),
-        *_kept(advice),
+        *_about_keepalive(advice),
         *(f"Warning: {warning.text}" for warning in advice.warnings),
     )
 
 
-def _kept(advice: Recommendation) -> tuple[str, ...]:
+def _about_keepalive(advice: Recommendation) -> tuple[str, ...]:
     kept = advice.settings.pool_recycle_with_keepalive
     if kept is None or advice.socket.keepalive is None:
         return ()
@@ -46,7 +40,7 @@ def _evidence(advice: Recommendation) -> str:
         return f"Connections survived {plain(limit.proven_seconds)} s of rest; no idle limit is known yet."
     told = f"Resting connections live {plain(limit.proven_seconds)} s and are dead by {plain(limit.dead_by_seconds)} s"
     if limit.death is not None:
-        told += f", {_DEATH_TOLD[limit.death]}"
+        told += f", {DEATHS_TOLD[limit.death].in_comment}"
     return told + (". TCP keepalives do not restart this limit." if limit.keepalive_helps is False else ".")
 
 
@@ -64,12 +58,6 @@ def wrapped(paragraph: str, taken: int = 0) -> list[str]:
 def plain(number: float) -> str:
     """Without an exponent, which not every reader of a setting understands, and without zeros that say nothing."""
     return f"{number:.6f}".rstrip("0").rstrip(".")
-
-
-def oldest(advice: Recommendation) -> float:
-    """The age in seconds for a dialect that sets the keepalive advised."""
-    kept = advice.settings.pool_recycle_with_keepalive
-    return advice.settings.pool_recycle if kept is None or advice.socket.keepalive is None else kept
 
 
 def check_after(advice: Recommendation) -> float | None:
@@ -111,8 +99,3 @@ def libpq(advice: Recommendation) -> Mapping[str, int]:
     if advice.socket.user_timeout_ms is not None:
         options["tcp_user_timeout"] = advice.socket.user_timeout_ms
     return options
-
-
-def forgets_statements(advice: Recommendation) -> bool:
-    """Whether a pooler on the path hands out another backend at will, so that prepared statements get lost."""
-    return advice.connect_args.get("statement_cache_size") == 0

@@ -10,19 +10,25 @@ from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render.common import (
     check_after,
     comment,
-    forgets_statements,
     libpq,
-    oldest,
     ping_every,
     plain,
     preamble,
     swept,
 )
 
-HIKARI_SHORTEST_SECONDS = 30  # of maxLifetime and keepaliveTime; for less it takes 30 minutes, and none
+HIKARI_SHORTEST_SECONDS = 30
+"""The least HikariCP takes for maxLifetime and keepaliveTime, in seconds; for less it takes 30 minutes, and none.
+Source: HikariConfig.validateNumerics."""
+
 HIKARI_SHORTEST_VALIDATION_MS = 250
-HIKARI_VALIDATION_MS = 5000  # its default
+"""The least it takes for validationTimeout, in milliseconds. Source: HikariConfig."""
+
+HIKARI_VALIDATION_MS = 5000
+"""Its default for validationTimeout, in milliseconds. Source: HikariCP, README."""
+
 HIKARI_UNTESTED_SECONDS = 0.5
+"""What was used so recently is handed out untested: aliveBypassWindowMs. Source: HikariCP, HikariPool."""
 
 
 def env(advice: Recommendation) -> str:
@@ -91,7 +97,7 @@ def hikaricp(advice: Recommendation) -> str:
                 "true",
             )
         )
-    if forgets_statements(advice):
+    if advice.forgets_statements:
         properties.append(
             ("A pooler on the path forgets prepared statements.", "dataSource.prepareThreshold", 0),
         )
@@ -108,17 +114,18 @@ def rails(advice: Recommendation) -> str:
 
     Source: Rails, ActiveRecord::ConnectionAdapters::ConnectionPool.
     """
-    age, period = swept(oldest(advice))
+    longest = plain(advice.age_with_keepalive)
+    age, period = swept(advice.age_with_keepalive)
     limits = {"max_age": age, "idle_timeout": age, "reaping_frequency": period}
     about = (
         "Since connect, and since the last use. The reaper looks once every reaping_frequency seconds, so that both end"
-        f" within the {plain(oldest(advice))} s advised. max_age needs Rails 8.1; idle_timeout spares min_connections."
+        f" within the {longest} s advised. max_age needs Rails 8.1; idle_timeout spares min_connections."
     )
     if age < 1:
         del limits["max_age"]  # of which Rails takes the whole seconds, and none for no limit
         about = (
             "Since the last use. The reaper looks once every reaping_frequency seconds, so that rests end within the"
-            f" {plain(oldest(advice))} s advised, but spares min_connections. Not here: max_age, which counts whole"
+            f" {longest} s advised, but spares min_connections. Not here: max_age, which counts whole"
             " seconds."
         )
     pool: list[tuple[str, Mapping[str, float | str]]] = [
@@ -132,7 +139,7 @@ def rails(advice: Recommendation) -> str:
         pool.append(
             ("Given to libpq. tcp_user_timeout (milliseconds) ends a wait for an answer that never comes.", options)
         )
-    if forgets_statements(advice):
+    if advice.forgets_statements:
         pool.append(("A pooler on the path forgets prepared statements.", {"prepared_statements": "false"}))
     return (
         comment(

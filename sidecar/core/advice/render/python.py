@@ -10,9 +10,7 @@ from sidecar.core.advice.recommendation import Recommendation, SocketOptions
 from sidecar.core.advice.render.common import (
     check_after,
     comment,
-    forgets_statements,
     libpq,
-    oldest,
     plain,
     preamble,
     swept,
@@ -210,7 +208,7 @@ def snippet(advice: Recommendation) -> str:
         ),
         imports=("import socket\n" if sockets else "") + ("import time\n" if selective else ""),
         errors="DBAPIError, InvalidatePoolError" if selective else "DBAPIError",
-        recycle=plain(oldest(advice)),
+        recycle=plain(advice.age_with_keepalive),
         pre_ping=advice.settings.pool_pre_ping,
         connect_args=_argument("connect_args", advice.connect_args),
         listeners=listeners,
@@ -219,9 +217,9 @@ def snippet(advice: Recommendation) -> str:
 
 def psycopg(advice: Recommendation) -> str:
     """A module with a psycopg_pool. Source: psycopg_pool, pool.py."""
-    recycle, after = oldest(advice), check_after(advice)
+    recycle, after = advice.age_with_keepalive, check_after(advice)
     age, period = swept(recycle)
-    statements = {"prepare_threshold": None} if forgets_statements(advice) else {}
+    statements = {"prepare_threshold": None} if advice.forgets_statements else {}
     arguments = _argument("kwargs", {**libpq(advice), **statements})
     arguments += f"    max_lifetime={plain(age)},  # seconds since connect\n"
     if after == 0:
@@ -242,7 +240,7 @@ def psycopg(advice: Recommendation) -> str:
 
 def asyncpg(advice: Recommendation) -> str:
     """A module that creates an asyncpg pool. Source: asyncpg, pool.py."""
-    recycle = plain(oldest(advice))
+    recycle = plain(advice.age_with_keepalive)
     sockets = _tcp_options(advice.socket)
     arguments = {name: _literal(value) for name, value in advice.connect_args.items() if name not in _SQLALCHEMY_ONLY}
     if sockets:
@@ -272,10 +270,10 @@ def django(advice: Recommendation) -> str:
             ' Django advises against persistent connections, and with its own pool ("pool" in OPTIONS) CONN_MAX_AGE'
             " must stay 0.",
         ),
-        recycle=plain(oldest(advice)),
+        recycle=plain(advice.age_with_keepalive),
         checks=check_after(advice) is not None,
         cursors="    DISABLE_SERVER_SIDE_CURSORS=True,  # a pooler on the path swaps servers\n"
-        if forgets_statements(advice)
+        if advice.forgets_statements
         else "",
         options="".join(f"    {name}={value},\n" for name, value in libpq(advice).items()),
     )
