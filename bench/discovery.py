@@ -30,7 +30,7 @@ from sidecar.catalogue import known_limits
 from sidecar.core.advice.attribution import defaults
 from sidecar.core.evidence import Status
 from sidecar.core.idle import ladder
-from sidecar.core.idle.ladder import RESOLUTION, SPARED_UNTIL
+from sidecar.core.idle.ladder import RESOLUTION_RATIO, SPARED_UNTIL_SECONDS
 from testing.simulation import Simulation, World
 
 SHORTEST, LONGEST, FLOOR, CAP = 20.0, 28_800.0, 5.0, 86_400.0
@@ -87,7 +87,7 @@ def measure(case: Case, seed: int, known: tuple[float, ...] = DEFAULTS) -> Run:
         settled = found is not Status.MEASURING
         for name, holds in (
             ("5 %", settled or (low > 0 and high <= low * WITHIN_5)),
-            ("2 %", settled or (low > 0 and high <= low * RESOLUTION)),
+            ("2 %", settled or (low > 0 and high <= low * RESOLUTION_RATIO)),
             (Status.CONFIRMED, found in (Status.CONFIRMED, Status.VERIFIED)),
             (Status.VERIFIED, found is Status.VERIFIED),
         ):
@@ -148,9 +148,9 @@ def _start(case: Case, seed: int, known: tuple[float, ...] = DEFAULTS) -> tuple[
 def even(case: Case, seed: int) -> Run:
     """The machine with an even ladder that knows no defaults: what they and the sentinel cost."""
     with (
-        mock.patch.object(ladder, "_STEPS", ((2, case.step),)),
-        mock.patch.object(ladder, "_BETWEEN", {}),
-        mock.patch.object(ladder, "SPARED_UNTIL", case.spared),
+        mock.patch.object(ladder, "_WIDEST_STEP_RATIOS", ((2, case.step),)),
+        mock.patch.object(ladder, "_RUNGS_BETWEEN_SECONDS", {}),
+        mock.patch.object(ladder, "SPARED_UNTIL_SECONDS", case.spared),
     ):
         return measure(case, seed, known=())
 
@@ -244,7 +244,7 @@ def doubling_bisection(case: Case, seed: int) -> Run:
     """RFC 5780 section 4.6."""
     limit = LIMITS[case.limits](random.Random(seed))
     run, now, low, high = Run(opened=1), 0.0, 0.0, inf
-    while not (low > 0 and high <= low * RESOLUTION):
+    while not (low > 0 and high <= low * RESOLUTION_RATIO):
         rest = (low + high) / 2 if high < inf else 2 * low or FLOOR
         now += rest
         run.used += 1
@@ -371,7 +371,7 @@ def prices(bench: Bench) -> None:
         "K = 8, any limit, ±2 %: a ladder of even steps that knows no defaults, its sentinel spared until so much is"
         " survived.\n"
     )
-    spared = {"never": 0.0, f"{SPARED_UNTIL:.0f} s": SPARED_UNTIL, "all along": inf}
+    spared = {"never": 0.0, f"{SPARED_UNTIL_SECONDS:.0f} s": SPARED_UNTIL_SECONDS, "all along": inf}
     print("| widest step | deaths | " + " | ".join(f"spared {until}" for until in spared) + " |")
     print("| --- | --- | --- | --- | --- |")
     for step, death in (*((step, "reset") for step in (1.23, 1.27, 1.31, 1.35, 1.40)), (1.31, "close")):

@@ -40,7 +40,7 @@ OTHERS = {  # found with the weight of one kind 0: rungs, and until what is surv
     "defaults not cared for": (
         (7.3, 10.4, 12.2, 26.6, 37.8, 76.0, 104, 146, 195, 447, 740, 2090, 2740, 5020, 6430, 9730, 12_300, 16_100,
          20_600, 25_200),
-        ladder.SPARED_UNTIL,
+        ladder.SPARED_UNTIL_SECONDS,
     ),
     "visible deaths not cared for": (
         (7.46, 10.8, 12.4, 26.7, 37.5, 78.2, 110.5, 156.1, 466, 1450, 2302, 2812, 4896, 6323, 10_150, 12_500, 16_150,
@@ -85,7 +85,7 @@ def judge(steps: Sequence[float], connections: int, spared_until: float) -> Verd
     ends, whens = [], []  # of the brackets that come out, ascending: the upper end, and when
     oldest = []  # of each rung: since when some connection has rested that is not used before
     low = 0.0
-    with mock.patch.object(ladder, "SPARED_UNTIL", spared_until):
+    with mock.patch.object(ladder, "SPARED_UNTIL_SECONDS", spared_until):
         climbed = list(_climb(steps, connections))
     for rung, now, since, asked in climbed:
         # Who dies is replaced. Whoever rested longer is the sentinel: it is asked as a witness, and dies, too.
@@ -150,11 +150,14 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--connections", type=int, default=8)
     options.add_argument(
-        "--spared", type=float, default=ladder.SPARED_UNTIL, help="until so many seconds are survived: the sentinel"
+        "--spared",
+        type=float,
+        default=ladder.SPARED_UNTIL_SECONDS,
+        help="until so many seconds are survived: the sentinel",
     )
     options.add_argument("--rungs", help="to start from, in seconds, separated by commas (default: those in use)")
     chosen = options.parse_args()
-    start = ladder._BETWEEN.get(chosen.connections, ())
+    start = ladder._RUNGS_BETWEEN_SECONDS.get(chosen.connections, ())
     if chosen.rungs:
         start = tuple(sorted(float(rung) for rung in chosen.rungs.split(",")))
 

@@ -19,7 +19,8 @@ from sidecar.core.availability.machine import AvailabilityStatus
 from sidecar.core.availability.readiness import readiness
 from sidecar.core.budget import Declared
 from sidecar.core.evidence import Outage
-from sidecar.core.idle.machine import IdleStatus, Stage
+from sidecar.core.idle.machine import IdleStatus
+from sidecar.core.idle.planning import Stage
 from sidecar.core.views import ConnectionRole, ConnectionState, TargetView
 from sidecar.settings import Settings
 

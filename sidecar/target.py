@@ -190,14 +190,15 @@ class Target:
         self._recorder.observed(observation)
         if observation.arm == Arm.LIFETIME and observation.outcome == Outcome.DIED:
             for outage in self.records.outages:  # those of such deaths, before that could be known
-                if self._machine.explains(outage.id):
+                if self._machine.is_lifetime_expiry(outage.id):
                     self._outage_observed(outage)
 
     def _outage_observed(self, outage: Outage) -> None:
-        self._recorder.outage(outage, is_lifetime_expiry=self._machine.explains(outage.id))
+        self._recorder.outage(outage, is_lifetime_expiry=self._machine.is_lifetime_expiry(outage.id))
 
     def _disturbed(self, fact: Disturbed) -> None:
-        if not self._machine.expects(fact):  # a session that has just reached the age at which all end disturbs nobody
+        # A session that has just reached the age at which all end disturbs nobody.
+        if not self._machine.is_expected_expiry(fact):
             self._trials.disturbed()
         self._probes.tell(fact)
 

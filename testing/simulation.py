@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil, inf
 
-from sidecar.core.evidence import Aged, Cause, Disturbed, Ending, Observation
+from sidecar.core.evidence import Aged, Cause, Disturbed, Ending, Noticed, Observation
 from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
@@ -21,11 +21,11 @@ from sidecar.core.idle.machine import IdleMachine
 
 VISIBLE = ("close", "fatal")  # deaths that show by themselves
 ENDINGS = {
-    "silent": Ending(noticed="deadline"),
-    "reset": Ending(noticed="using", signal="rst"),
-    "close": Ending(noticed="reading", signal="fin"),
+    "silent": Ending(noticed=Noticed.DEADLINE),
+    "reset": Ending(noticed=Noticed.USING, signal="rst"),
+    "close": Ending(noticed=Noticed.READING, signal="fin"),
     "fatal": Ending(
-        noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="idle-session timeout"
+        noticed=Noticed.READING, signal="fin", severity="FATAL", sqlstate="57P05", message="idle-session timeout"
     ),
 }
 
@@ -170,10 +170,15 @@ class Simulation:
         self.opened += 1
         draw, world = self.random.random(), self.world
         killed_at = self.now + self.random.expovariate(world.kill_rate) if world.kill_rate else inf
-        kept = world.keepalive_helps and command.keepalive is not None
+        kept_alive = world.keepalive_helps and command.keepalive is not None
         too_old_at = self.now + world.lifetime(draw, self.now)
         self._open[number] = connection = _Connection(
-            self.now, self.now, lambda at: inf if kept else world.limit(draw, at), killed_at, too_old_at, self._life
+            self.now,
+            self.now,
+            lambda at: inf if kept_alive else world.limit(draw, at),
+            killed_at,
+            too_old_at,
+            self._life,
         )
         if world.death in VISIBLE and too_old_at < inf:
 
@@ -223,7 +228,7 @@ class Simulation:
         connection = self._open[number]
         idle, age = self.now - connection.used, self.now - connection.opened
         died = Died(connection=number, idle_seconds=idle, age_seconds=age, ending=ending)
-        self._tell_of(number, died, after=self.world.deadline if ending.noticed == "deadline" else 0.0)
+        self._tell_of(number, died, after=self.world.deadline if ending.noticed == Noticed.DEADLINE else 0.0)
 
     def _tell_of(self, number: int, fact: Died | Survived, after: float = 0.0) -> None:
         """Facts arrive after the commands of the moment, and not at all when the machine has dropped the connection."""
@@ -267,7 +272,9 @@ class Simulation:
 
     def _restart(self) -> None:
         self._life += 1
-        ending = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P01", message="administrator")
+        ending = Ending(
+            noticed=Noticed.READING, signal="fin", severity="FATAL", sqlstate="57P01", message="administrator"
+        )
         for number in self._open:
             self._die(number, ending)
         for number in list(self._opening):  # whatever is tried now fails; the next attempt succeeds

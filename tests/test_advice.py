@@ -31,7 +31,8 @@ from sidecar.core.advice.trials import Setup, TrialResult, recommended
 from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
 from sidecar.core.budget import Declared
 from sidecar.core.evidence import Death, Status
-from sidecar.core.idle.machine import IdleStatus, Stage
+from sidecar.core.idle.machine import IdleStatus
+from sidecar.core.idle.planning import Stage
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver

@@ -1,10 +1,10 @@
-"""Why connections end: the judgement, and the inquest that waits for a fresh connection's answer."""
+"""Why connections end: the judgement, and the deaths that wait for a fresh connection's answer."""
 
 from __future__ import annotations
 
 import pytest
 
-from sidecar.core.evidence import Cause, Ending
+from sidecar.core.evidence import Arm, Cause, Ending
 from sidecar.core.identity import Identity
 from sidecar.core.idle.deaths import SETTLE_SECONDS, PendingDeaths, judge, moved
 from sidecar.core.idle.facts import Died
@@ -73,59 +73,59 @@ def died(connection: int, idle_seconds: float, ending: Ending) -> Died:
     return Died(connection=connection, idle_seconds=idle_seconds, age_seconds=idle_seconds, ending=ending)
 
 
-def report(inquest: PendingDeaths, case: Died, now: float, doubt: Cause | None = None) -> None:
-    inquest.report(case, arm="search", identity=HERE, doubt=doubt, now=now)
+def report(pending: PendingDeaths, case: Died, now: float, doubt: Cause | None = None) -> None:
+    pending.report(case, arm=Arm.SEARCH, identity=HERE, doubt=doubt, now=now)
 
 
 def test_nobody_is_judged_before_a_fresh_connection_answers() -> None:
-    inquest = PendingDeaths()
-    report(inquest, died(1, 60.0, RESET), 100.0)
-    assert inquest.waiting
-    assert inquest.next_deadline is None
-    assert inquest.verdicts(1000.0) == []
-    inquest.answered(HERE)
-    assert inquest.next_deadline == 100.0  # found by use: nothing more can show
-    assert [(case.died.connection, cause) for case, cause in inquest.verdicts(1000.0)] == [(1, Cause.IDLE_LIMIT)]
-    assert not inquest.waiting
+    pending = PendingDeaths()
+    report(pending, died(1, 60.0, RESET), 100.0)
+    assert pending.waiting
+    assert pending.next_deadline is None
+    assert pending.judge_ripe(1000.0) == []
+    pending.answered(HERE)
+    assert pending.next_deadline == 100.0  # found by use: nothing more can show
+    assert [(case.died.connection, cause) for case, cause in pending.judge_ripe(1000.0)] == [(1, Cause.IDLE_LIMIT)]
+    assert not pending.waiting
 
 
 def test_ends_of_one_moment_after_different_rests_are_a_cull() -> None:
-    inquest = PendingDeaths()
-    report(inquest, died(1, 60.0, CLOSED), 100.0)
-    inquest.answered(HERE)
-    report(inquest, died(2, 20.0, CLOSED), 100.0 + SETTLE_SECONDS / 2)
-    assert [cause for _, cause in inquest.verdicts(100.0 + SETTLE_SECONDS)] == [Cause.CULL]
-    inquest.answered(HERE)
-    assert [cause for _, cause in inquest.verdicts(101.0)] == [Cause.CULL]
+    pending = PendingDeaths()
+    report(pending, died(1, 60.0, CLOSED), 100.0)
+    pending.answered(HERE)
+    report(pending, died(2, 20.0, CLOSED), 100.0 + SETTLE_SECONDS / 2)
+    assert [cause for _, cause in pending.judge_ripe(100.0 + SETTLE_SECONDS)] == [Cause.CULL]
+    pending.answered(HERE)
+    assert [cause for _, cause in pending.judge_ripe(101.0)] == [Cause.CULL]
 
 
 def test_ends_of_one_moment_after_the_same_rest_are_a_limit() -> None:
-    inquest = PendingDeaths()
-    report(inquest, died(1, 60.0, CLOSED), 100.0)
-    report(inquest, died(2, 60.1, CLOSED), 100.1)
-    inquest.answered(HERE)
-    assert [cause for _, cause in inquest.verdicts(101.0)] == [Cause.IDLE_LIMIT, Cause.IDLE_LIMIT]
+    pending = PendingDeaths()
+    report(pending, died(1, 60.0, CLOSED), 100.0)
+    report(pending, died(2, 60.1, CLOSED), 100.1)
+    pending.answered(HERE)
+    assert [cause for _, cause in pending.judge_ripe(101.0)] == [Cause.IDLE_LIMIT, Cause.IDLE_LIMIT]
 
 
 def test_a_new_life_of_the_server_explains_those_who_died_before_it_answered() -> None:
-    inquest = PendingDeaths()
-    inquest.answered(HERE)
-    report(inquest, died(1, 60.0, RESET), 100.0)
-    assert inquest.answered(identity(started_at=90.0)) is Cause.RESTART
-    assert [cause for _, cause in inquest.verdicts(101.0)] == [Cause.RESTART]
+    pending = PendingDeaths()
+    pending.answered(HERE)
+    report(pending, died(1, 60.0, RESET), 100.0)
+    assert pending.answered(identity(started_at=90.0)) is Cause.RESTART
+    assert [cause for _, cause in pending.judge_ripe(101.0)] == [Cause.RESTART]
 
 
 def test_the_first_doubt_stands() -> None:
-    inquest = PendingDeaths()
-    report(inquest, died(1, 60.0, SILENT), 100.0)
-    inquest.cast_doubt(Cause.PARTITION)
-    inquest.cast_doubt(Cause.CULL)
-    inquest.answered(HERE)
-    assert [cause for _, cause in inquest.verdicts(101.0)] == [Cause.PARTITION]
+    pending = PendingDeaths()
+    report(pending, died(1, 60.0, SILENT), 100.0)
+    pending.cast_doubt(Cause.PARTITION)
+    pending.cast_doubt(Cause.CULL)
+    pending.answered(HERE)
+    assert [cause for _, cause in pending.judge_ripe(101.0)] == [Cause.PARTITION]
 
 
-def test_adjourning_hands_back_the_cases() -> None:
-    inquest = PendingDeaths()
-    report(inquest, died(1, 60.0, SILENT), 100.0)
-    assert [case.died.connection for case in inquest.adjourn()] == [1]
-    assert not inquest.waiting
+def test_draining_hands_back_what_is_not_judged() -> None:
+    pending = PendingDeaths()
+    report(pending, died(1, 60.0, SILENT), 100.0)
+    assert [case.died.connection for case in pending.drain()] == [1]
+    assert not pending.waiting

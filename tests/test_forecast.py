@@ -7,12 +7,13 @@ import statistics
 import pytest
 
 from sidecar.core.advice.recommendation import IdleLimit
-from sidecar.core.evidence import Death, Status
+from sidecar.core.evidence import Arm, Death, Status
 from sidecar.core.idle.forecast import REACHED, Forecast, forecast
-from sidecar.core.idle.probes import ProbeView
+from sidecar.core.idle.planning import Stage
+from sidecar.core.idle.probes import ProbeState, ProbeView
 from testing.simulation import Simulation, World
 
-RESTING = ProbeView(connection=1, arm="search", state="resting", idle_seconds=40.0, until_seconds=60.0)
+RESTING = ProbeView(connection=1, arm=Arm.SEARCH, state=ProbeState.RESTING, idle_seconds=40.0, until_seconds=60.0)
 
 
 def told(simulation: Simulation, goal: Status) -> Forecast | None:
@@ -67,7 +68,7 @@ def test_a_better_proof_takes_longer() -> None:
 def test_a_volley_says_itself_when_it_is_due() -> None:
     guess = forecast(
         goal=Status.VERIFIED,
-        stage="volley",
+        stage=Stage.VOLLEY,
         limit=IdleLimit(proven_seconds=60.0, dead_by_seconds=61.0, death=Death.SILENT),
         elapsed_seconds=1000.0,
         probes=(RESTING,),
@@ -81,7 +82,12 @@ def test_nothing_is_said_where_nothing_can_be(proven: float) -> None:
     limit = IdleLimit(proven_seconds=proven) if proven else None
     probes = (RESTING,) if proven else ()  # past every default, or before the first connection
     guess = forecast(
-        goal=Status.VERIFIED, stage="ladder", limit=limit, elapsed_seconds=1.0, probes=probes, defaults=(60.0, 350.0)
+        goal=Status.VERIFIED,
+        stage=Stage.LADDER,
+        limit=limit,
+        elapsed_seconds=1.0,
+        probes=probes,
+        defaults=(60.0, 350.0),
     )
     assert guess is None
 
@@ -89,7 +95,7 @@ def test_nothing_is_said_where_nothing_can_be(proven: float) -> None:
 def test_it_never_promises_less_than_the_next_answer_takes() -> None:
     guess = forecast(
         goal=Status.PROVISIONAL,
-        stage="refine",
+        stage=Stage.REFINE,
         limit=IdleLimit(proven_seconds=60.0, dead_by_seconds=61.0, death=Death.CLOSED),
         elapsed_seconds=10_000.0,
         probes=(RESTING,),

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from sidecar.core.evidence import Aged, Cause, Death, Disturbed, Ending, Observation, Status
 from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
-from sidecar.core.idle.ladder import SPARED_UNTIL
-from sidecar.core.idle.machine import BACKOFF_SECONDS, PATIENCE_SECONDS, IdleMachine, IdleStatus, Stage
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.ladder import SPARED_UNTIL_SECONDS
+from sidecar.core.idle.machine import BACKOFF_SECONDS, IdleMachine, IdleStatus
+from sidecar.core.idle.planning import Stage
+from sidecar.core.idle.probes import PATIENCE_SECONDS
 from testing.simulation import Simulation, World
 
 LIMIT = 350.0
@@ -102,7 +104,7 @@ def test_the_sentinel_shows_a_visible_death_as_long_as_it_is_spared(limit: float
 
 def test_the_sentinel_takes_the_first_rung_after_it_was_spared() -> None:
     """It is the oldest of all: that rung is reached at no more than its own length."""
-    run = world(2500.0, defaults=(SPARED_UNTIL, 1800.0)).run(at(2400.0), give_up=2400.0)
+    run = world(2500.0, defaults=(SPARED_UNTIL_SECONDS, 1800.0)).run(at(2400.0), give_up=2400.0)
     ended = next(o for o in run.observations if o.idle_seconds > 1800.0)
     assert (ended.arm, ended.outcome) == ("search", "survived")
     assert ended.at == pytest.approx(ended.idle_seconds, abs=1.0)
@@ -311,6 +313,35 @@ class Hands:
 
     def records(self) -> list[Observation]:
         return [command.observation for command in self.commands if isinstance(command, Record)]
+
+
+def test_records_follow_the_wall_clock_when_it_is_set() -> None:
+    hands = Hands(2)
+    hands.open(1, 2)
+    hands.tick()
+    hands.tell(Survived(connection=1, idle_seconds=5.0, seconds=0.01, identity=HERE))
+    assert [observation.at for observation in hands.records()] == [hands.now + 1e9]
+    assert hands.tell(ClockSet(offset_seconds=1e9 - 3600.0)) == [], "that moves no connection"
+    hands.tick()
+    hands.tell(Survived(connection=2, idle_seconds=7.0, seconds=0.01, identity=HERE))
+    assert [observation.at for observation in hands.records()] == [hands.now + 1e9 - 3600.0]
+
+
+@pytest.mark.parametrize("step", [-7200.0, 7200.0])
+def test_a_wall_clock_that_is_set_changes_nothing_of_what_is_learned(step: float) -> None:
+    """Not even where deaths believed before it are taken back after it."""
+    path = world(restarts=(600.0,), kill_rate=0.1 / LIMIT, seed=3)
+    plain, stepped = path.start(), path.start()
+    for clock in range(1, 100):
+        stepped.tell(ClockSet(offset_seconds=step * (clock % 3)))
+        for run in (plain, stepped):
+            run.drive(at(70.0 * clock), give_up=70.0 * clock)
+            if clock % 25 == 0:
+                run.tell(Disturbed(cause=Cause.PARTITION))
+        assert status(stepped) == status(plain)
+    assert [replace(seen, at=0.0) for seen in stepped.observations] == [
+        replace(seen, at=0.0) for seen in plain.observations
+    ]
 
 
 def test_opening_is_spread_out() -> None:
@@ -525,6 +556,7 @@ FACTS = st.one_of(
     SESSIONS,
     st.builds(Disturbed, cause=st.sampled_from(Cause), aged=st.none() | SESSIONS),
     st.builds(Budget, connections=st.integers(0, 10)),
+    st.builds(ClockSet, offset_seconds=st.floats(-1e9, 1e9)),
     st.none(),  # the timer
 )
 

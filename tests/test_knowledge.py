@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.evidence import Death, Status
-from sidecar.core.idle.knowledge import BEYOND, Knowledge, Trial, visible_resolution
+from sidecar.core.idle.knowledge import BEYOND_RATIO, Knowledge, Trial
+from sidecar.core.idle.lifetime import visible_resolution
 
 VOLLEY, CAP = 7, 1000.0
 
@@ -64,7 +65,7 @@ def test_bracket_and_stages() -> None:
     evidence.died(109.0)
     assert known.status is Status.CONFIRMED
     assert known.needs_top
-    evidence.died(BEYOND * 101.0)
+    evidence.died(BEYOND_RATIO * 101.0)
     assert not known.needs_top
     evidence.lived(*[known.volley_rest] * (VOLLEY - 2))  # the survival of 99 s counts as one of the volley
     assert known.status is Status.CONFIRMED
@@ -185,7 +186,7 @@ def test_a_longer_limit_is_a_change() -> None:
     evidence = Evidence().verified()
     evidence.lived(101.5)
     assert not evidence.known.changed  # within the scatter
-    evidence.lived(1.01 * BEYOND * 101.0)
+    evidence.lived(1.01 * BEYOND_RATIO * 101.0)
     assert evidence.known.changed
 
 
@@ -200,7 +201,7 @@ def test_a_ruler_that_dies_at_the_end_changes_nothing(death: Death) -> None:
     evidence = Evidence().verified()
     before = (evidence.known.proven, evidence.known.high, evidence.known.status)
     for _ in range(50):
-        evidence.lived(97.0).died(1.01 * BEYOND * 101.0, death=death)
+        evidence.lived(97.0).died(1.01 * BEYOND_RATIO * 101.0, death=death)
     assert (evidence.known.proven, evidence.known.high, evidence.known.status) == before
 
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from sidecar.catalogue import known_limits
 from sidecar.core.advice import attribution
-from sidecar.core.idle.ladder import RESOLUTION, SPARED_UNTIL, Prior, best_test, rungs, settled, spares_sentinel
+from sidecar.core.idle.ladder import (
+    RESOLUTION_RATIO,
+    SPARED_UNTIL_SECONDS,
+    Prior,
+    best_test,
+    rungs,
+    settled,
+    spares_sentinel,
+)
 
 DEFAULTS = (60.0, 300.0, 340.0, 350.0, 600.0, 3600.0, 28800.0)
 SECONDS = st.floats(min_value=1.0, max_value=1e5)
@@ -62,8 +70,8 @@ def test_where_the_found_rungs_leave_a_wide_gap_steps_are_even() -> None:
 
 def test_a_sentinel_is_spared_by_those_who_can_and_while_much_can_show_on_it() -> None:
     assert [spares_sentinel(connections, 0.0) for connections in (2, 5, 6, 8)] == [False, False, True, True]
-    assert spares_sentinel(8, SPARED_UNTIL - 1)
-    assert not spares_sentinel(8, SPARED_UNTIL)
+    assert spares_sentinel(8, SPARED_UNTIL_SECONDS - 1)
+    assert not spares_sentinel(8, SPARED_UNTIL_SECONDS)
 
 
 @settings(deadline=None)  # a plan may take a tenth of a second, and the machine may stand still meanwhile
@@ -92,8 +100,8 @@ def test_no_test_is_spent_on_a_bracket_left_too_wide_by_a_hair(cells: int) -> No
     """Deaths are noticed a little late: a bracket planned to be just settled would not be, and cost another rest."""
     start = 100.0
     for n in range(50 * cells):
-        limit = start * (0.999 * RESOLUTION) ** ((n + 0.5) / 50)
-        low, high = start, start * (0.999 * RESOLUTION) ** cells
+        limit = start * (0.999 * RESOLUTION_RATIO) ** ((n + 0.5) / 50)
+        low, high = start, start * (0.999 * RESOLUTION_RATIO) ** cells
         resting, now, used = set(range(7)), start, 0
         while not settled(low, high):
             test = best_test(low, high, dict.fromkeys(resting, now), Prior())

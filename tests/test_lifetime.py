@@ -18,8 +18,9 @@ from sidecar.core.advice.trials import REST_BEYOND, attempts, rest_for
 from sidecar.core.advice.verdict import ApplicationSettings
 from sidecar.core.evidence import Aged, Cause, Death, Disturbed, Ending, Status
 from sidecar.core.identity import Identity
-from sidecar.core.idle.lifetime import BEYOND, OUTLIVED, AgeLimit, Life, Lifetimes
-from sidecar.core.idle.machine import BUSY_SHARE, RULER, IdleMachine, IdleStatus
+from sidecar.core.idle.lifetime import BEYOND_RATIO, OUTLIVED_TIMES, AgeLimit, Life, Lifetimes
+from sidecar.core.idle.machine import IdleMachine, IdleStatus
+from sidecar.core.idle.planning import BUSY_SHARE, RULER_RATIOS
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import run_service
 from sidecar.web.client import ask
@@ -47,8 +48,8 @@ def after(*lives: Life) -> Lifetimes:
 def test_one_death_is_a_suspicion_and_a_longer_life_refutes_it() -> None:
     one = after(lived(500, 0), died(100, 600))
     assert (one.suspected, one.known, one.proven) == (True, False, 99)
-    assert not after(died(100, 600), lived(BEYOND * 100, 800)).suspected
-    assert not after(died(100, 600), lived(BEYOND * 100, 800, busy=False)).suspected
+    assert not after(died(100, 600), lived(BEYOND_RATIO * 100, 800)).suspected
+    assert not after(died(100, 600), lived(BEYOND_RATIO * 100, 800, busy=False)).suspected
     assert after(died(100, 600), lived(101, 800)).suspected
 
 
@@ -63,7 +64,7 @@ def test_a_limit_is_known_when_it_repeats_itself() -> None:
 
 def test_a_limit_that_three_have_met_is_history_only_when_it_is_outlived_time_and_again() -> None:
     three = [died(100, 600), died(101, 800), died(100, 1500)]
-    others = [lived(1000, 2000.0 + number) for number in range(OUTLIVED + 1)]
+    others = [lived(1000, 2000.0 + number) for number in range(OUTLIVED_TIMES + 1)]
     assert after(*three, *others[:-1]).known
     assert not after(*three, *others).suspected
     assert after(*three, *(replace(life, id="the same", lived_seconds=900.0 + life.at) for life in others)).known
@@ -180,7 +181,7 @@ def test_two_connections_measure_rests_and_ages_in_turns() -> None:
     ended = [arm for arm, after in pairwise(arms) if (arm, after) != ("lifetime", "lifetime")]
     rounds = "".join(arm[0] for arm in ended).split("l")
     assert len(rounds) > 8
-    assert {len(rulers) for rulers in rounds[1:-1]} == {len(RULER)}
+    assert {len(rulers) for rulers in rounds[1:-1]} == {len(RULER_RATIOS)}
     assert run.most_open == 2
     alone = world(100.0, inf, connections=2, beats=1.0).run(at(9000.0), give_up=9000.0)
     assert "lifetime" not in {o.arm for o in alone.observations}, "the session is witness enough until it dies"
@@ -190,7 +191,7 @@ def test_busy_connections_end_at_the_cap_and_begin_anew() -> None:
     run = world(LIMIT, inf, cap=2000.0).run(at(20_000.0), give_up=20_000.0)
     busy = {o.id: o for o in run.observations if o.arm == "lifetime"}
     assert len(busy) > 5
-    assert max(o.age_seconds for o in busy.values()) == pytest.approx(BEYOND * 2000.0, rel=0.05)
+    assert max(o.age_seconds for o in busy.values()) == pytest.approx(BEYOND_RATIO * 2000.0, rel=0.05)
     assert run.most_open <= 8
 
 
@@ -310,16 +311,21 @@ def test_ends_of_the_session_at_the_known_age_are_explained_by_it() -> None:
     run.tell(replace(SESSION, outage="early", lived_seconds=49.5, age_seconds=50.0))
     run.now += 100.0
     run.tell(SESSION)
-    assert not run.machine.explains(SESSION.outage), "one is a suspicion"
+    assert not run.machine.is_lifetime_expiry(SESSION.outage), "one is a suspicion"
     run.now += 150.0
     run.tell(replace(SESSION, outage="2"))
-    assert [run.machine.explains(outage) for outage in ("1", "2", "early", "another")] == [True, True, False, False]
+    assert [run.machine.is_lifetime_expiry(outage) for outage in ("1", "2", "early", "another")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     next_life = IdleMachine(
         target="simulated", run="next", epoch=0.0, connections=8, floor=5.0, cap=1000.0, history=run.observations
     )
-    assert [next_life.explains(outage) for outage in ("1", "early")] == [True, False]
+    assert [next_life.is_lifetime_expiry(outage) for outage in ("1", "early")] == [True, False]
     run.machine.measure_afresh(run.now)
-    assert not run.machine.explains(SESSION.outage)
+    assert not run.machine.is_lifetime_expiry(SESSION.outage)
 
 
 def test_a_session_that_dies_of_age_casts_no_doubt_on_others() -> None:
@@ -327,12 +333,14 @@ def test_a_session_that_dies_of_age_casts_no_doubt_on_others() -> None:
     run = world(1000.0, inf).start()
     run.drive(at(200.0), give_up=200.0)
     disturbed = Disturbed(cause=Cause.UNKNOWN, aged=SESSION)
-    assert not run.machine.expects(disturbed)
-    assert not run.machine.expects(Disturbed(cause=Cause.UNKNOWN))
+    assert not run.machine.is_expected_expiry(disturbed)
+    assert not run.machine.is_expected_expiry(Disturbed(cause=Cause.UNKNOWN))
     run.tell(SESSION)
-    assert run.machine.expects(disturbed)
-    assert not run.machine.expects(replace(disturbed, aged=replace(SESSION, age_seconds=50.0, lived_seconds=49.0)))
-    assert not run.machine.expects(Disturbed(cause=Cause.RESTART))
+    assert run.machine.is_expected_expiry(disturbed)
+    assert not run.machine.is_expected_expiry(
+        replace(disturbed, aged=replace(SESSION, age_seconds=50.0, lived_seconds=49.0))
+    )
+    assert not run.machine.is_expected_expiry(Disturbed(cause=Cause.RESTART))
 
 
 # -- the advice -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from sidecar.core.advice.ping_cost import Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.availability.readiness import Readiness
 from sidecar.core.evidence import Observation, Outage
-from sidecar.core.idle.machine import Stage
+from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from sidecar.core.evidence import Cause, Death, Downtime, Interval, Observation, Outage
+from sidecar.core.evidence import Arm, Cause, Death, Downtime, Interval, Observation, Outage, Outcome
 from sidecar.core.identity import Identity
 
 metadata = MetaData(
@@ -125,6 +125,8 @@ def observation_of(row: Mapping[str, Any]) -> Observation:
     return Observation(
         **{
             **_without_key(row),
+            "arm": Arm(row["arm"]),
+            "outcome": Outcome(row["outcome"]),
             "death": row["death"] and Death(row["death"]),
             "cause": row["cause"] and Cause(row["cause"]),
             "identity": Identity(**row["identity"]),

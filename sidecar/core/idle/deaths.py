@@ -25,6 +25,7 @@ from math import inf
 from sidecar.core.evidence import Arm, Cause, Ending, Noticed
 from sidecar.core.identity import Identity
 from sidecar.core.idle.facts import Died
+from sidecar.core.independence import EndAtRest, in_company
 
 _STOPPED = {"57P01", "57P02", "57P03"}  # admin_shutdown, crash_shutdown, cannot_connect_now
 _IDLE_SESSION_TIMEOUT = "57P05"
@@ -74,11 +75,15 @@ def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool =
 SETTLE_SECONDS = 0.2
 """After an end noticed at rest, before it is judged: others of the same moment must have time to show."""
 
+_ENDS_KEPT_SECONDS = 10 * SETTLE_SECONDS
+"""How long an end is kept as company for others: until all of its moment are judged, and then some."""
+
 _REMEMBERED_LIVES = 32
+"""Lives of the server, the latest: more than there are replicas behind one name."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Case:
+class PendingDeath:
     """A death that waits for its judgement."""
 
     died: Died
@@ -96,25 +101,25 @@ class Case:
 
 
 class PendingDeaths:
-    """Keeps the dead until a fresh connection has answered, then says what they died of.
+    """Keeps deaths until a fresh connection has answered, then says what their causes are.
 
     Every place of a dead connection is taken by a fresh one sooner or later, so the control costs no connection.
     """
 
     def __init__(self) -> None:
-        self._cases: list[Case] = []
+        self._pending: list[PendingDeath] = []
         self._lives: dict[tuple[str | None, float | None], Identity] = {}  # of the server; the last one met last
-        self._ends: list[tuple[float, Died]] = []  # noticed at rest, and when
+        self._ends: list[EndAtRest] = []
 
     @property
     def waiting(self) -> bool:
         """Whether any death is not judged yet."""
-        return bool(self._cases)
+        return bool(self._pending)
 
     @property
     def next_deadline(self) -> float | None:
-        """When the next case is ripe; None while none was answered."""
-        return min((case.settled_at for case in self._cases if case.answered), default=None)
+        """When the next death is ripe for judgement; None while no fresh connection has answered."""
+        return min((pending.settled_at for pending in self._pending if pending.answered), default=None)
 
     def report(
         self, died: Died, *, arm: Arm, identity: Identity, doubt: Cause | None, now: float, busy: bool = False
@@ -122,9 +127,9 @@ class PendingDeaths:
         """Take a death. `doubt` is what else is known to have happened while the connection was open, `busy` that it
         was used so often that rest cannot have killed it."""
         if died.ending.noticed == Noticed.READING:
-            self._ends = [end for end in self._ends if now - end[0] < 10 * SETTLE_SECONDS]
-            self._ends.append((now, died))
-        self._cases.append(Case(died=died, arm=arm, identity=identity, at=now, doubt=doubt, busy=busy))
+            self._ends = [end for end in self._ends if now - end.at < _ENDS_KEPT_SECONDS]
+            self._ends.append(_end_at_rest(died, now))
+        self._pending.append(PendingDeath(died=died, arm=arm, identity=identity, at=now, doubt=doubt, busy=busy))
 
     def answered(self, identity: Identity) -> Cause | None:
         """A fresh connection answered, which tells about all the dead. The cause, if it met a new server life."""
@@ -134,41 +139,36 @@ class PendingDeaths:
         self._lives[identity.key] = identity
         while len(self._lives) > _REMEMBERED_LIVES:
             del self._lives[next(iter(self._lives))]
-        for case in self._cases:
-            case.answered = True
-            if cause is not None and case.identity.key != identity.key:
-                case.doubt = cause
+        for pending in self._pending:
+            pending.answered = True
+            if cause is not None and pending.identity.key != identity.key:
+                pending.doubt = cause
         return cause
 
     def cast_doubt(self, cause: Cause) -> None:
         """Something happened that may have killed all those not judged yet."""
-        for case in self._cases:
-            case.doubt = case.doubt or cause
+        for pending in self._pending:
+            pending.doubt = pending.doubt or cause
 
-    def verdicts(self, now: float, *, fatal_age: float = inf) -> list[tuple[Case, Cause]]:
-        """The cases that are ripe, and what they died of. From `fatal_age` (seconds) on, age explains a death."""
-        ripe = [case for case in self._cases if case.answered and now >= case.settled_at]
-        self._cases = [case for case in self._cases if case not in ripe]
-        return [(case, self._judged(case, fatal_age)) for case in ripe]
+    def judge_ripe(self, now: float, *, fatal_age_seconds: float = inf) -> list[tuple[PendingDeath, Cause]]:
+        """The deaths that are ripe, and their causes. From `fatal_age_seconds` on, age explains a death."""
+        ripe = [pending for pending in self._pending if pending.answered and now >= pending.settled_at]
+        self._pending = [pending for pending in self._pending if pending not in ripe]
+        return [(pending, self._cause_of(pending, fatal_age_seconds)) for pending in ripe]
 
-    def adjourn(self) -> list[Case]:
-        """Give up all open cases: nobody will come to answer."""
-        cases, self._cases = self._cases, []
-        return cases
+    def drain(self) -> list[PendingDeath]:
+        """Hand back all that are not judged: nobody will come to answer."""
+        pending, self._pending = self._pending, []
+        return pending
 
-    def _judged(self, case: Case, fatal_age: float) -> Cause:
-        aged = case.busy or case.died.age_seconds >= fatal_age
-        return judge(case.died.ending, doubt=case.doubt, in_company=self._in_company(case), aged=aged)
-
-    def _in_company(self, case: Case) -> bool:
-        died = case.died
-        return died.ending.noticed == Noticed.READING and any(
-            abs(when - case.at) <= SETTLE_SECONDS
-            and not _alike(other.idle_seconds, died.idle_seconds)
-            and not _alike(other.age_seconds, died.age_seconds)
-            for when, other in self._ends
+    def _cause_of(self, pending: PendingDeath, fatal_age_seconds: float) -> Cause:
+        died = pending.died
+        together = died.ending.noticed == Noticed.READING and in_company(
+            _end_at_rest(died, pending.at), self._ends, within_seconds=SETTLE_SECONDS
         )
+        aged = pending.busy or died.age_seconds >= fatal_age_seconds
+        return judge(died.ending, doubt=pending.doubt, in_company=together, aged=aged)
 
 
-def _alike(one: float, other: float) -> bool:
-    return 0.9 < one / max(other, 1e-9) < 1.1
+def _end_at_rest(died: Died, at: float) -> EndAtRest:
+    return EndAtRest(at=at, idle_seconds=died.idle_seconds, age_seconds=died.age_seconds)

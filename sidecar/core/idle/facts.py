@@ -52,7 +52,7 @@ class Died:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockSet:
-    """The wall clock was set. `offset_seconds` is what turns `now` into wall-clock seconds from here on."""
+    """The wall clock was set: this is how far it is ahead of the monotonic clock now, in seconds."""
 
     offset_seconds: float
 

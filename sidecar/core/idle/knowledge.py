@@ -29,30 +29,34 @@ predecessor knew.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, sqrt
 
-from sidecar.core.evidence import Death, Status
+from sidecar.core.evidence import Arm, Cause, Death, Observation, Outcome, Status
 from sidecar.core.idle.ladder import settled
-from sidecar.core.idle.lifetime import Life, Lifetimes
+from sidecar.core.idle.lifetime import Life, Lifetimes, visible_resolution
+from sidecar.core.independence import fewest_events, separate_moments
 
-VOLLEY_REST = 0.98
+VOLLEY_SHARE = 0.98
 """Where fresh connections must live: this share of the longest rest survived."""
 
-CONFIRM_WITHIN = 1.03
+CONFIRM_RATIO = 1.03
 """Deaths within this factor of the shortest fatal rest are witnesses of the same limit."""
 
-SCATTER = 1.02
+SCATTER_RATIO = 1.02
 """How far the limits of two rests on one path may lie apart: timers are coarse and checked now and then."""
 
-BEYOND = 1.05
+BEYOND_RATIO = 1.05
 """A survival at this factor of the shortest fatal rest is more than scatter."""
 
-WITNESSES = 2
-"""Independent deaths that confirm a limit, with one more NEARBY. Another that died at BEYOND is needed to verify it."""
+JUST_BEYOND_RATIO = 1.01 * BEYOND_RATIO
+"""A rest meant to be beyond is a little longer, once it is used."""
 
-NEARBY = 1.1
+WITNESSES = 2
+"""Independent deaths that confirm a limit, with one more nearby. Another that died beyond is needed to verify it."""
+
+NEARBY_RATIO = 1.1
+"""A death within this factor of the shortest fatal rest is nearby."""
 
 ACCIDENT_RATE = 0.03
 """The most unrelated kills that are taken for normal, per rest."""
@@ -64,17 +68,20 @@ CHANGE_CHANCE = 2e-3
 """The same where the limit was verified: measuring afresh in vain costs less than a false limit."""
 
 SCATTER_CHANCE = 0.003
-"""The same for deaths among survivals within SCATTER, where a scattered limit is likelier than a kill."""
+"""The same for deaths among survivals within SCATTER_RATIO, where a scattered limit is likelier than a kill."""
 
 SEVERAL_POPULATIONS_RATIO = 1.08
 """The bracket at which the search with several populations ends: each step costs a whole volley."""
 
-ONE_MOMENT_SECONDS = 1.0
-"""Connections that died together may have died of one event."""
+_NEAR_SHARE = 0.97
+"""Who rested this share of the rest in question, or longer, has lived or died near it. A little less than
+VOLLEY_SHARE, which is what a volley is asked for."""
 
-_NEAR = 0.97
 _REMEMBERED = 500
+"""Trials, deaths and survivals kept, each: far more than any question here takes to be answered."""
+
 _REMEMBERED_WITNESSES = 20
+"""Deaths kept once the limit is verified: the shortest rests, which mark it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +98,10 @@ class Trial:
         """Whether the end showed by itself, at the moment the timer fired."""
         return self.death is not None and self.death.visible
 
-
-def visible_resolution(idle_seconds: float) -> float:
-    """How far below a visible death the limit may lie, in seconds.
-
-    A timer that closes by itself shows the limit exactly, but poolers look at their timers only now and then
-    (PgBouncer three times a second) and other servers round to seconds.
-    """
-    return max(0.5, 0.02 * idle_seconds)
+    @property
+    def began(self) -> float:
+        """When the rest began: the connection is known to have lived then."""
+        return self.at - self.idle_seconds
 
 
 class Knowledge:
@@ -119,7 +122,7 @@ class Knowledge:
         self.fresh_deaths = 0  # their number, not by the wish
         self.lifetimes = Lifetimes()
         self.busy_seconds = 0.0  # the greatest age at which a busy connection answered
-        self._kept: list[Trial] = []  # rests beyond the limit with TCP keepalive
+        self._with_keepalive: list[Trial] = []  # rests beyond the limit with TCP keepalive
         self._safe = 0.0  # with several populations: the longest rest at which a double volley lived
         self._guarded = 0.0  # once verified: the rest at which guards must live, and no death is scatter
         self._outlived = 0  # once verified: survivals beyond the limit since one last died there
@@ -192,12 +195,12 @@ class Knowledge:
     @property
     def confirmed(self) -> bool:
         """Whether enough independent deaths witness the limit found."""
-        return self.found and self._witnesses(CONFIRM_WITHIN) >= WITNESSES and self._witnesses(NEARBY) > WITNESSES
+        return self.found and self._witnesses(CONFIRM_RATIO) >= WITNESSES and self._witnesses(NEARBY_RATIO) > WITNESSES
 
     @property
     def needs_top(self) -> bool:
         """Whether verification still wants a rest clearly beyond the limit, which has to die."""
-        return not self.several_populations and self.confirmed and self._witnesses(1.01 * BEYOND) <= WITNESSES
+        return not self.several_populations and self.confirmed and self._witnesses(JUST_BEYOND_RATIO) <= WITNESSES
 
     @property
     def status(self) -> Status:
@@ -214,18 +217,18 @@ class Knowledge:
         if self.verified:
             return self._guarded
         if not self.several_populations or self.found:
-            return VOLLEY_REST * self.low
+            return VOLLEY_SHARE * self.low
         if self.low > 0:
             return sqrt(self.low * self.high)
-        return max(VOLLEY_REST * self._survived_below(self.high), self.high / 2)
+        return max(VOLLEY_SHARE * self._survived_below(self.high), self.high / 2)
 
     @property
     def keepalive_helps(self) -> bool | None:
         """A survival beyond the limit proves it; one death may be an accident, two are none."""
-        if any(trial.death is None for trial in self._kept):
+        if any(trial.death is None for trial in self._with_keepalive):
             return True
         # Who got too old died of that, whatever keepalive did.
-        died = [trial for trial in self._kept if trial.idle_seconds < self.fatal_age]
+        died = [trial for trial in self._with_keepalive if trial.idle_seconds < self.fatal_age]
         return False if len(died) >= 2 else None
 
     @property
@@ -239,6 +242,27 @@ class Knowledge:
         return self.fatal_age < self.high < inf
 
     # -- taking evidence ------------------------------------------------------------------------------------------
+
+    def learn(self, observation: Observation, at: float) -> None:
+        """Take an observation of this regime, whatever it testifies to; `at` is its time, monotonic."""
+        died = observation.outcome == Outcome.DIED
+        if not died and observation.outcome != Outcome.SURVIVED:
+            return
+        busy = observation.arm == Arm.LIFETIME
+        if not died or (busy and observation.cause == Cause.LIFETIME_LIMIT):
+            self.add_life(Life.of(observation, at))
+        if busy and observation.cause != Cause.IDLE_LIMIT:
+            return
+        # What a rest meets at a fatal age limits rests, too, so far as connections that are never used are concerned.
+        take = self.add_with_keepalive if observation.arm == Arm.KEEPALIVE else self.add
+        take(
+            Trial(
+                idle_seconds=observation.idle_seconds,
+                at=at,
+                death=observation.death if died else None,
+                sqlstate=observation.sqlstate,
+            )
+        )
 
     def add(self, trial: Trial) -> None:
         """Take a trial. A death must have been judged to be by idleness."""
@@ -262,9 +286,9 @@ class Knowledge:
         if life.busy:
             self.busy_seconds = max(self.busy_seconds, life.lived_seconds)
 
-    def add_kept_alive(self, trial: Trial) -> None:
+    def add_with_keepalive(self, trial: Trial) -> None:
         """Take a trial with TCP keepalive, meant to outlive the limit."""
-        self._kept = [*self._kept, trial]
+        self._with_keepalive = [*self._with_keepalive, trial]
 
     def _remember_survival(self, idle_seconds: float) -> None:
         self._survivals = sorted([*self._survivals, idle_seconds])[-_REMEMBERED:]
@@ -287,13 +311,13 @@ class Knowledge:
 
     def _scatters(self, trial: Trial) -> bool:
         rest = trial.idle_seconds
-        if self.longest > SCATTER * rest or rest <= self._guarded:
+        if self.longest > SCATTER_RATIO * rest or rest <= self._guarded:
             return False
-        close = [t for t in self._deaths if 1 / SCATTER <= t.idle_seconds / rest <= SCATTER]
+        close = [t for t in self._deaths if 1 / SCATTER_RATIO <= t.idle_seconds / rest <= SCATTER_RATIO]
         beyond = sum(t.idle_seconds >= rest for t in close)
         lived = self._lived(rest)
         unlikely = _chance_of_at_least(beyond, beyond + lived) < SCATTER_CHANCE
-        return _independent(close) >= 2 and unlikely and lived <= 2 * beyond
+        return separate_moments(close) >= 2 and unlikely and lived <= 2 * beyond
 
     def _conclude(self) -> None:
         """Before verification: are there several populations, is the limit verified?"""
@@ -317,14 +341,14 @@ class Knowledge:
         for n in range(len(lived), 0, -1):
             rest = lived[n - 1]
             losses = bisect_right(died, rest)
-            if n - bisect_left(lived, _NEAR * rest) >= self._volley * (2 + losses):
+            if n - bisect_left(lived, _NEAR_SHARE * rest) >= self._volley * (2 + losses):
                 return rest
         return 0.0
 
     def _verify(self) -> None:
         rest = self._guarded = self.volley_rest
         self.verified = True
-        self.fresh_survivals = self._lived(_NEAR * rest)
+        self.fresh_survivals = self._lived(_NEAR_SHARE * rest)
         self.fresh_deaths += sum(t.death is not None and t.idle_seconds <= rest for t in self._recent)
         self._settle()
 
@@ -336,10 +360,10 @@ class Knowledge:
 
     def _watch(self, trial: Trial, beyond: float) -> None:
         """After verification: does the limit still hold? `beyond` is what was fatal before this trial."""
-        near = _NEAR * self._guarded <= trial.idle_seconds < beyond
+        near = _NEAR_SHARE * self._guarded <= trial.idle_seconds < beyond
         if trial.death is None:
             self.fresh_survivals += near
-            self._outlived += trial.idle_seconds >= BEYOND * beyond
+            self._outlived += trial.idle_seconds >= BEYOND_RATIO * beyond
         elif trial.idle_seconds >= beyond:
             self._outlived = 0
         else:
@@ -354,34 +378,20 @@ class Knowledge:
     def _volley_lived(self) -> bool:
         """Whether enough fresh connections survived near the limit, the strays considered."""
         needed = self._volley * (self._events() + (not self.verified))
-        return self._lived(_NEAR * self.volley_rest) >= needed
+        return self._lived(_NEAR_SHARE * self.volley_rest) >= needed
 
     def _more_than_accidents(self) -> bool:
         """Whether so many deaths at rests that others survived can hardly be accidents."""
         if not self.strays:
             return False
-        lived = self._lived(_NEAR * self.strays[0].idle_seconds)
+        lived = self._lived(_NEAR_SHARE * self.strays[0].idle_seconds)
         events = self._events()
         return _chance_of_at_least(events, events + lived) < (CHANGE_CHANCE if self.verified else BEYOND_CHANCE)
 
     def _events(self) -> int:
-        """How many accidents explain the strays: a gateway that forgets its table kills all that is open, unseen.
-
-        Many strays whose rests have an instant in common are one event, unless others lived through that time too.
-        """
-        groups: list[int] = []
-        until, since = -inf, -inf
-        for stray in sorted(self.strays, key=lambda trial: trial.at):
-            since = max(since, stray.at - stray.idle_seconds)
-            shared = since < until and not any(
-                t.death is None and t.at - t.idle_seconds <= since and until <= t.at for t in self._recent
-            )
-            if shared:
-                groups[-1] += 1
-            else:
-                groups.append(1)
-                since, until = stray.at - stray.idle_seconds, stray.at
-        return sum(1 if 2 * strays > self._volley else strays for strays in groups)
+        """How many accidents explain the strays: a gateway that forgets its table kills all that is open, unseen."""
+        lived = (trial for trial in self._recent if trial.death is None)
+        return fewest_events(self.strays, lived, many=self._volley / 2)
 
     def _lived(self, rest: float) -> int:
         return sum(trial.death is None and trial.idle_seconds >= rest for trial in self._recent)
@@ -392,16 +402,7 @@ class Knowledge:
 
     def _witnesses(self, within: float) -> int:
         """How many deaths at most `within` times the shortest fatal rest were of separate moments."""
-        return _independent(trial for trial in self.deaths if trial.idle_seconds <= within * self.high)
-
-
-def _independent(trials: Iterable[Trial]) -> int:
-    """How many deaths there were; those seen in one moment may be of one event."""
-    count, latest = 0, -inf
-    for trial in sorted(trials, key=lambda trial: trial.at):
-        if not trial.visible or trial.at - latest > ONE_MOMENT_SECONDS:
-            count, latest = count + 1, trial.at
-    return count
+        return separate_moments(trial for trial in self.deaths if trial.idle_seconds <= within * self.high)
 
 
 def _chance_of_at_least(deaths: int, trials: int) -> float:

@@ -20,7 +20,7 @@ ladder
 sentinel
     One connection is spared: not used, it shows a death that can be seen at exactly T. It costs a climber, the more so
     the further apart the defaults are, and the further up, the less remains for it to show. So it rests until
-    `SPARED_UNTIL` is survived, and then climbs with the others: as the oldest of all it reaches the next rung first.
+    `SPARED_UNTIL_SECONDS` are survived, and then climbs with the others: as the oldest it reaches the next rung first.
 
 refinement
     When the first connection dies, the others already have staggered ages around the bracket. A test of a rest no
@@ -41,37 +41,55 @@ from itertools import pairwise
 from math import ceil, inf, log, sqrt
 from typing import NamedTuple
 
-RESOLUTION = 1.02 / 0.98
+RESOLUTION_RATIO = 1.02 / 0.98
 """A bracket with high/low at most this is settled: its middle is within 2 % of the limit."""
 
-TOLERANCE = 0.015
+TOLERANCE_SHARE = 0.015
 """How far a limit that was left at its default is taken to lie from it: timers are coarse, measurements late."""
 
-DEFAULT_WEIGHT = 0.7
+DEFAULT_WEIGHT_NATS = 0.7
 """What one well-known default weighs in the prior: as much as all other limits within this many nats (one octave)."""
 
-SAME = 1.0001
+SAME_REST_RATIO = 1.0001
 """Rests closer together than this ratio are not told apart."""
 
-SPARED_UNTIL = 1200.0
+SPARED_UNTIL_SECONDS = 1200.0
 """The sentinel climbs once so many seconds are survived: most limits lie below the first rung beyond."""
 
-_MARGIN = 1 + TOLERANCE + 0.0005  # a rung stands this far above a default: just where the default itself has died
-_MERGED = 1.05  # two defaults closer together share the upper one's rung: a bracket this narrow is settled anyway
-_STEPS = ((2, 1.85), (4, 1.8), (8, 1.5), (16, 1.3))  # widest step of the ladder, by number of connections
-_LEFT_OPEN = 1.75  # between two defaults no further apart than this no rung is added to even steps
-_BETWEEN: Mapping[int, tuple[float, ...]] = {  # the rungs between the well-known defaults, by number of connections
+_ABOVE_DEFAULT_RATIO = 1 + TOLERANCE_SHARE + 0.0005
+"""A rung stands this far above a default: just where the default itself has died."""
+
+_MERGED_RATIO = 1.05
+"""Two defaults closer together share the upper one's rung: a bracket this narrow is settled anyway."""
+
+_WIDEST_STEP_RATIOS = ((2, 1.85), (4, 1.8), (8, 1.5), (16, 1.3))
+"""The widest step between two rungs, by number of connections; simulated (`bench/discovery.py`)."""
+
+_LEFT_OPEN_RATIO = 1.75
+"""Between two defaults no further apart than this no rung is added to even steps."""
+
+_RUNGS_BETWEEN_SECONDS: Mapping[int, tuple[float, ...]] = {
     8: (7.2, 9.5, 12.9, 27.9, 38.7, 81.3, 119.8, 176.3, 2617.0, 4731.0, 5980.0, 11_900.0, 17_600.0, 24_400.0),
 }
-_WIDE = 2.2  # wider than any step among those: there the defaults are others, or the range is, and steps are even
+"""The rungs between the well-known defaults, by number of connections; found by search (`bench/ladder.py`)."""
 
-_FRESH = 0.9  # what a bracket costs that only connections opened anew can settle, in units of its lower end
-_MOST_PLANNED = 5  # connections that enter a plan: more would only cost time to think
-_MOST_CELLS = 14  # of a bracket, in a plan
-_SLACK = 1.001  # cells are planned narrower by this: a death noticed late must not leave a bracket just too wide
+_UNFIT_STEP_RATIO = 2.2
+"""Wider than any step among those: there the defaults are others, or the range is, and steps are even."""
+
+_FRESH_COST_SHARE = 0.9
+"""Of its lower end: what waiting a bracket costs that only connections opened anew can settle."""
+
+_MOST_CONNECTIONS_PLANNED = 5
+"""Connections that enter a plan: more would only cost time to think."""
+
+_MOST_CELLS_PLANNED = 14
+"""Cells of a bracket that enter a plan: the same."""
+
+_CELL_SLACK_RATIO = 1.001
+"""Cells are planned narrower by this: a death noticed late must not leave a bracket just too wide."""
 
 
-class Use(NamedTuple):
+class Choice(NamedTuple):
     """Use `connection` once it has rested `rest_seconds`; at once when it already has."""
 
     connection: int
@@ -90,15 +108,15 @@ class Prior:
             return 0.0
         total = log(high / low)
         for default in self.defaults:
-            overlap = min(high, default * (1 + TOLERANCE)) - max(low, default * (1 - TOLERANCE))
+            overlap = min(high, default * (1 + TOLERANCE_SHARE)) - max(low, default * (1 - TOLERANCE_SHARE))
             if overlap > 0:
-                total += DEFAULT_WEIGHT * overlap / (2 * TOLERANCE * default)
+                total += DEFAULT_WEIGHT_NATS * overlap / (2 * TOLERANCE_SHARE * default)
         return total
 
 
 def settled(low: float, high: float) -> bool:
     """Whether the bracket is as narrow as the search wants it."""
-    return high <= low * RESOLUTION
+    return high <= low * RESOLUTION_RATIO
 
 
 def spares_sentinel(connections: int, low: float) -> bool:
@@ -107,7 +125,7 @@ def spares_sentinel(connections: int, low: float) -> bool:
     A death that can be seen shows on it at exactly T, and used as a witness after a silent death it exposes one that
     had another cause.
     """
-    return connections >= 6 and low < SPARED_UNTIL
+    return connections >= 6 and low < SPARED_UNTIL_SECONDS
 
 
 def rungs(
@@ -126,16 +144,16 @@ def rungs(
     if not 0 < floor < cap:
         raise ValueError(f"floor must be above 0 and below cap, not {floor} and {cap}")
     anchors = [floor]
-    for rung in sorted({cap, *(default * _MARGIN for default in defaults if floor <= default <= cap)}):
-        if len(anchors) > 1 and rung <= anchors[-1] * _MERGED:
+    for rung in sorted({cap, *(default * _ABOVE_DEFAULT_RATIO for default in defaults if floor <= default <= cap)}):
+        if len(anchors) > 1 and rung <= anchors[-1] * _MERGED_RATIO:
             anchors.pop()
         if rung > floor:
             anchors.append(rung)
-    found = (_BETWEEN if between is None else between).get(connections, ())
-    widest, step = _WIDE if found else _LEFT_OPEN, _widest_step(connections)
+    found = (_RUNGS_BETWEEN_SECONDS if between is None else between).get(connections, ())
+    widest, step = _UNFIT_STEP_RATIO if found else _LEFT_OPEN_RATIO, _widest_step(connections)
     ladder = [floor]
     for start, end in pairwise(anchors):
-        inside = [rung for rung in found if start * _MERGED < rung < end / _MERGED]
+        inside = [rung for rung in found if start * _MERGED_RATIO < rung < end / _MERGED_RATIO]
         if max(high / low for low, high in pairwise([start, *inside, end])) > widest:
             steps = ceil(log(end / start) / log(step) - 1e-9)
             inside = [start * (end / start) ** (n / steps) for n in range(1, steps)]
@@ -143,19 +161,19 @@ def rungs(
     return tuple(ladder)
 
 
-def best_test(low: float, high: float, ages: Mapping[int, float], prior: Prior) -> Use:
+def best_test(low: float, high: float, ages: Mapping[int, float], prior: Prior) -> Choice:
     """The next test inside the bracket, all in seconds: the first of the plan that is expected to settle it soonest.
 
     `ages` maps each connection that may be used to how long it has rested; it may not be empty. `low` may be 0.
     """
     bottom = max(low, high / 8)  # nothing survived yet: look at the next octaves below, not at all of them
     inside = sorted(((age, connection) for connection, age in ages.items() if age < high), reverse=True)
-    plan = _Plan(bottom, high, [age for age, _ in inside[:_MOST_PLANNED]], prior)
+    plan = _Plan(bottom, high, [age for age, _ in inside[:_MOST_CONNECTIONS_PLANNED]], prior)
     first = plan.first()
     if first is None:  # every connection is older than the bracket: start the youngest over
-        return Use(min(ages, key=ages.__getitem__), 0.0)
+        return Choice(min(ages, key=ages.__getitem__), 0.0)
     rest, n = first
-    return Use(inside[n][1], rest)
+    return Choice(inside[n][1], rest)
 
 
 class _Plan:
@@ -168,7 +186,7 @@ class _Plan:
 
     def __init__(self, low: float, high: float, ages: Sequence[float], prior: Prior) -> None:
         self._ages = ages  # oldest first
-        self._cell = max(RESOLUTION / _SLACK, (high / low) ** (1 / _MOST_CELLS))
+        self._cell = max(RESOLUTION_RATIO / _CELL_SLACK_RATIO, (high / low) ** (1 / _MOST_CELLS_PLANNED))
         self._grid = self._points(low, high, prior)
         self._weight = [0.0]
         for start, end in pairwise(self._grid):
@@ -185,10 +203,10 @@ class _Plan:
         cells = range(1, ceil(log(high / low) / log(self._cell)))
         points = {low * self._cell**n for n in cells} | {sqrt(low * high), *self._ages}
         for default in prior.defaults:
-            points |= {default * (2 - _MARGIN), default * _MARGIN}
+            points |= {default * (2 - _ABOVE_DEFAULT_RATIO), default * _ABOVE_DEFAULT_RATIO}
         grid = [low]
         for point in sorted(points):
-            if grid[-1] * SAME < point < high / SAME:
+            if grid[-1] * SAME_REST_RATIO < point < high / SAME_REST_RATIO:
                 grid.append(point)
         return [*grid, high]
 
@@ -201,7 +219,7 @@ class _Plan:
         # The middle first: it is the likeliest choice, and a good one rules out others early.
         for at in sorted(range(lo + 1, hi), key=lambda at: abs(at - middle)):
             rest = grid[at]
-            age, n = next(((age, n) for age, n in ready if age <= rest * SAME), (inf, -1))
+            age, n = next(((age, n) for age, n in ready if age <= rest * SAME_REST_RATIO), (inf, -1))
             if n < 0:
                 continue
             wait = max(0.0, rest - age)
@@ -217,21 +235,21 @@ class _Plan:
         return best, choice
 
     def _value(self, lo: int, hi: int, unused: int, passed: float) -> float:
-        if self._grid[hi] <= self._grid[lo] * self._cell * SAME:
+        if self._grid[hi] <= self._grid[lo] * self._cell * SAME_REST_RATIO:
             return 0.0
         state = (lo, hi, unused, passed)
         value = self._values.get(state)
         if value is None:
-            fresh = _FRESH * self._grid[lo] * (self._weight[hi] - self._weight[lo])
+            fresh = _FRESH_COST_SHARE * self._grid[lo] * (self._weight[hi] - self._weight[lo])
             value = self._values[state] = min(fresh, self._best(lo, hi, unused, passed)[0])
         return value
 
 
 def _widest_step(connections: int) -> float:
     """The largest ratio between two rungs, interpolated between the numbers of connections that were simulated."""
-    if connections <= _STEPS[0][0]:
-        return _STEPS[0][1]
-    for (fewer, wide), (more, narrow) in pairwise(_STEPS):
+    if connections <= _WIDEST_STEP_RATIOS[0][0]:
+        return _WIDEST_STEP_RATIOS[0][1]
+    for (fewer, wide), (more, narrow) in pairwise(_WIDEST_STEP_RATIOS):
         if connections <= more:
             return wide + (narrow - wide) * log(connections / fewer) / log(more / fewer)
-    return _STEPS[-1][1]
+    return _WIDEST_STEP_RATIOS[-1][1]

@@ -9,10 +9,11 @@ So the witnesses here are connections that are never left to rest for as long as
 arm `lifetime`, and the heartbeat's session. Whatever ends those, it was not idleness.
 
 One such death may have any cause, so it makes a limit only *suspected*, until a connection, busy or not, outlives it. A
-limit is known when that repeats itself: another died at the same age, give or take AGREE, and at another time, since
-what kills two connections in one moment is an event, whatever their ages. Two may still agree by chance, and a longer
-life refutes them. It does not refute what three or more have met, the majority of all who got no older, because the
-next connection may be led through another gateway; that is history only when busy ones outlive it time and again.
+limit is known when that repeats itself: another died at the same age, give or take AGREE_RATIO, and at another time,
+since what kills two connections in one moment is an event, whatever their ages (see `independence`). Two may still
+agree by chance, and a longer life refutes them. It does not refute what three or more have met, the majority of all who
+got no older, because the next connection may be led through another gateway; that is history only when busy ones
+outlive it time and again.
 
 All ages are in seconds. Between its last answer and the discovery of its end a connection may have died at any age, so
 each death is a bracket.
@@ -21,26 +22,36 @@ each death is a bracket.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import inf
 
-from sidecar.core.evidence import Death
+from sidecar.core.evidence import Aged, Arm, Death, Ending, Observation, Outcome
+from sidecar.core.independence import no_instant_in_common
 
-AGREE = 1.02
+AGREE_RATIO = 1.02
 """Deaths at ages within this factor are taken to be of one limit. Two of unrelated causes agree about once in twenty
 times, so none may contradict two."""
 
-BEYOND = 1.05
+BEYOND_RATIO = 1.05
 """A life this much longer than one that ended has outlived it."""
 
-OUTLIVED = 6
+OUTLIVED_TIMES = 6
 """A limit that three have met is history when more busy connections than this have outlived it since the last but one
 of those."""
 
-VAGUE = 1.5
-"""A bracket of ages wider than this factor."""
+VAGUE_RATIO = 1.5
+"""A death that may have been at ages further apart than this factor says nothing."""
 
 _REMEMBERED = 50
+"""Deaths, and lives that outlived one, kept each: the latest tell what holds now."""
+
+
+def visible_resolution(seconds: float) -> float:
+    """How far below a visible death the limit may lie: of a rest or an age, in seconds.
+
+    A timer that closes by itself shows the limit exactly, but poolers look at their timers only now and then
+    (PgBouncer three times a second) and other servers round to seconds.
+    """
+    return max(0.5, 0.02 * seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +81,50 @@ class Life:
     death: Death | None = None
     sqlstate: str | None = None
 
+    @classmethod
+    def of(cls, observation: Observation, at: float) -> Life:
+        """The life that a record tells of; `at` is when it ended or was last seen."""
+        age, death = observation.age_seconds, observation.death
+        if observation.outcome != Outcome.DIED or death is None:
+            busy = observation.arm == Arm.LIFETIME
+            return cls(id=observation.id, lived_seconds=age, age_seconds=age, at=at, busy=busy)
+        lived = _lived_seconds(age, observation.idle_seconds, death)
+        return cls(
+            id=observation.id,
+            lived_seconds=lived,
+            age_seconds=age,
+            at=at,
+            busy=True,
+            death=death,
+            sqlstate=observation.sqlstate,
+        )
+
+    @classmethod
+    def of_end(cls, ending: Ending, *, age_seconds: float, idle_seconds: float) -> Life:
+        """The life of a busy connection that has just ended, or somebody else's, after a last rest.
+
+        It is only compared by its ages: when it ended does not matter.
+        """
+        return cls(
+            id="",
+            lived_seconds=_lived_seconds(age_seconds, idle_seconds, ending.death),
+            age_seconds=age_seconds,
+            at=inf,
+            busy=True,
+            death=ending.death,
+            sqlstate=ending.sqlstate,
+        )
+
+    @classmethod
+    def of_session(cls, session: Aged) -> Life:
+        """The life of somebody else's connection."""
+        rest = session.age_seconds - session.lived_seconds
+        return cls.of_end(session.ending, age_seconds=session.age_seconds, idle_seconds=rest)
+
     @property
     def vague(self) -> bool:
         """Whether it may have died at so many ages that its death says nothing."""
-        return self.age_seconds > VAGUE * self.lived_seconds
+        return self.age_seconds > VAGUE_RATIO * self.lived_seconds
 
     @property
     def began(self) -> float:
@@ -82,11 +133,11 @@ class Life:
 
     def agrees(self, other: Life) -> bool:
         """Whether both may have died at the same age."""
-        return max(self.lived_seconds, other.lived_seconds) <= AGREE * min(self.age_seconds, other.age_seconds)
+        return max(self.lived_seconds, other.lived_seconds) <= AGREE_RATIO * min(self.age_seconds, other.age_seconds)
 
     def outlives(self, death: Life) -> bool:
         """Whether it got clearly older than one that had died before."""
-        return self.at > death.at and self.lived_seconds >= BEYOND * death.age_seconds
+        return self.at > death.at and self.lived_seconds >= BEYOND_RATIO * death.age_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +172,9 @@ class Lifetimes:
     def _stands(self, death: Life, agreeing: tuple[Life, ...]) -> bool:
         times = sorted(other.at for other in agreeing)
         earlier = sum(not other.agrees(death) and other.age_seconds < death.age_seconds for other in self.deaths)
-        if len(agreeing) > 2 and _of_several_times(agreeing) and earlier < len(agreeing):
+        if len(agreeing) > 2 and no_instant_in_common(agreeing) and earlier < len(agreeing):
             since = replace(death, at=times[-2])
-            return sum(life.outlives(since) for life in self.busy) <= OUTLIVED
+            return sum(life.outlives(since) for life in self.busy) <= OUTLIVED_TIMES
         since = replace(death, at=times[0])
         return not any(life.outlives(since) for life in (*self.busy, *self.rested, *self.deaths))
 
@@ -135,9 +186,24 @@ class Lifetimes:
     @property
     def known(self) -> bool:
         """Whether that repeated itself."""
-        return _of_several_times(self.witnesses)
+        return no_instant_in_common(self.witnesses)
 
-    def expects(self, life: Life) -> bool:
+    @property
+    def limit(self) -> AgeLimit | None:
+        """The limit as it is told to others; None while it is not known."""
+        if not self.known:
+            return None
+        proven, witness = self.proven or 0.0, self.witness
+        visible = witness.death is not None and witness.death.visible
+        return AgeLimit(
+            proven_seconds=proven,
+            dead_by_seconds=witness.age_seconds,
+            estimate_seconds=witness.age_seconds if visible else (proven + witness.age_seconds) / 2,
+            death=witness.death,
+            sqlstate=witness.sqlstate,
+        )
+
+    def is_expected(self, life: Life) -> bool:
         """Whether a death at this age would be nothing new."""
         return any(life.agrees(witness) for witness in self.witnesses)
 
@@ -157,7 +223,7 @@ class Lifetimes:
     @property
     def refuted_by(self) -> float:
         """The age that outlives all that show the limit; infinite while none is suspected."""
-        return BEYOND * max((life.age_seconds for life in self.witnesses), default=inf)
+        return BEYOND_RATIO * max((life.age_seconds for life in self.witnesses), default=inf)
 
     @property
     def witness(self) -> Life:
@@ -165,7 +231,9 @@ class Lifetimes:
         return min(self.witnesses, key=lambda life: life.age_seconds)
 
 
-def _of_several_times(deaths: tuple[Life, ...]) -> bool:
-    """Whether no single event can have caused them all: two have no instant in common."""
-    spans = sorted((death.at, death.began) for death in deaths)
-    return any(began > until for (until, _), (_, began) in pairwise(spans))
+def _lived_seconds(age_seconds: float, idle_seconds: float, death: Death) -> float:
+    """The age at which a connection that ended after a last rest was last known to live."""
+    lived = age_seconds - idle_seconds
+    if death.visible:  # it had lived until just before
+        lived = max(lived, age_seconds - visible_resolution(age_seconds))
+    return lived
