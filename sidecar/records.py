@@ -12,7 +12,8 @@ from math import inf
 from typing import TypeVar
 
 from sidecar.core.advice.ping_cost import PingCost, PingLedger, Spread
-from sidecar.core.availability.outages import found_over, just_over, over, reconciled
+from sidecar.core.availability.outages import found_over, over
+from sidecar.core.availability.reconciliation import just_over, reconciled
 from sidecar.core.evidence import Arm, Observation, Outage, Outcome
 
 REMEMBERED = 10_000
