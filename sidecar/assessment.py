@@ -15,8 +15,8 @@ from sidecar.core.advice.ping_cost import PingCost, Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.trials import TrialResult
 from sidecar.core.advice.verdict import Activity, ApplicationSettings
-from sidecar.core.availability.machine import AvailabilityStatus
 from sidecar.core.availability.readiness import readiness
+from sidecar.core.availability.status import AvailabilityStatus
 from sidecar.core.budget import Declared
 from sidecar.core.evidence import Outage
 from sidecar.core.idle.machine import IdleStatus

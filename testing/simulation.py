@@ -18,15 +18,14 @@ from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle.machine import IdleMachine
+from testing.endings import fatal
 
 VISIBLE = ("close", "fatal")  # deaths that show by themselves
 ENDINGS = {
     "silent": Ending(noticed=Noticed.DEADLINE),
     "reset": Ending(noticed=Noticed.USING, signal="rst"),
     "close": Ending(noticed=Noticed.READING, signal="fin"),
-    "fatal": Ending(
-        noticed=Noticed.READING, signal="fin", severity="FATAL", sqlstate="57P05", message="idle-session timeout"
-    ),
+    "fatal": fatal("57P05", "idle-session timeout"),
 }
 
 
@@ -272,9 +271,7 @@ class Simulation:
 
     def _restart(self) -> None:
         self._life += 1
-        ending = Ending(
-            noticed=Noticed.READING, signal="fin", severity="FATAL", sqlstate="57P01", message="administrator"
-        )
+        ending = fatal("57P01", "administrator")
         for number in self._open:
             self._die(number, ending)
         for number in list(self._opening):  # whatever is tried now fails; the next attempt succeeds

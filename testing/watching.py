@@ -10,8 +10,8 @@ from typing import Any
 
 import asyncpg
 
-from sidecar.core.availability.machine import State
 from sidecar.core.availability.outages import over
+from sidecar.core.availability.states import State
 from sidecar.core.evidence import Aged, Cause, Downtime, Interval, Outage
 from sidecar.probes.availability import AvailabilityRunner
 from sidecar.probes.postgresql.connect import PostgresDriver
@@ -116,7 +116,7 @@ class Watched:
 
     def holds(
         self,
-        spell: Downtime | None,
+        downtime: Downtime | None,
         began: float | tuple[float, float],
         ended: float | tuple[float, float],
         *,
@@ -127,17 +127,17 @@ class Watched:
         Of `began` and `ended` sometimes only earliest and latest are known. A single `began` is taken just before the
         database is told to go. `widths` are how wide beginning and end may be, in seconds.
         """
-        assert spell is not None
-        assert spell.ended is not None
+        assert downtime is not None
+        assert downtime.ended is not None
         if isinstance(began, tuple):
-            assert spell.began.after <= began[1]
-            assert spell.began.until >= began[0]
+            assert downtime.began.after <= began[1]
+            assert downtime.began.until >= began[0]
         else:
-            assert spell.began.after <= began <= spell.began.until
+            assert downtime.began.after <= began <= downtime.began.until
         earliest, latest = ended if isinstance(ended, tuple) else (ended, ended)
-        assert spell.ended.after - TICK <= latest
-        assert spell.ended.until + TICK >= earliest
-        for interval, width in zip((spell.began, spell.ended), widths, strict=True):
+        assert downtime.ended.after - TICK <= latest
+        assert downtime.ended.until + TICK >= earliest
+        for interval, width in zip((downtime.began, downtime.ended), widths, strict=True):
             assert interval.width_seconds <= width + TICK + self.allowance(interval)
 
 

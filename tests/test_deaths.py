@@ -8,6 +8,7 @@ from sidecar.core.evidence import Arm, Cause, Ending
 from sidecar.core.identity import Identity
 from sidecar.core.idle.deaths import SETTLE_SECONDS, PendingDeaths, judge, moved
 from sidecar.core.idle.facts import Died
+from testing.endings import fatal
 
 HERE = Identity(address="10.0.0.1:5432", started_at=1.0, system_identifier="7", timeline=1)
 SILENT = Ending(noticed="deadline")
@@ -16,7 +17,7 @@ CLOSED = Ending(noticed="reading", signal="fin")
 
 
 def said(sqlstate: str, message: str = "", noticed: str = "reading") -> Ending:
-    return Ending(noticed=noticed, signal="fin", severity="FATAL", sqlstate=sqlstate, message=message)
+    return fatal(sqlstate, message, noticed=noticed)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,10 @@ def identity(address: str = "10.0.0.1:5432", started_at: float | None = 1.0, tim
         # A replica behind the same name that was met before: nothing happened.
         (identity(address="10.0.0.2:5432", started_at=0.5), {("10.0.0.2:5432", 0.5)}, None),
         (identity(started_at=None), (), None),  # a server that does not tell cannot testify
+        # One start time is one life, by whatever address; and a timeline that is told late, or not, is no sign.
+        (identity(address="[::1]:5432"), (), None),
+        (identity(started_at=2.0, timeline=0), (), Cause.RESTART),
+        (Identity(address="10.0.0.1:5432", started_at=2.0), (), Cause.RESTART),
     ],
 )
 def test_a_server_life_never_met_before_is_a_restart_or_a_failover(

@@ -18,8 +18,8 @@ import asyncpg
 import psutil
 import pytest
 
-from sidecar.core.availability.machine import State
-from sidecar.core.availability.outages import over, spells
+from sidecar.core.availability.outages import over
+from sidecar.core.availability.states import State
 from sidecar.core.evidence import Cause
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
@@ -57,7 +57,7 @@ async def exhausted(server: PostgresServer, watched: Watched) -> AsyncIterator[f
     async with contextlib.AsyncExitStack() as hogs:
         taken_at = 0.0
         async with asyncio.timeout(PATIENCE):
-            while watched.state is not State.BARRED:
+            while watched.state is not State.CONNECT_BLOCKED:
                 try:
                     hogs.push_async_callback((await asyncpg.connect(server.url())).close)
                     taken_at = time.time()
@@ -170,7 +170,7 @@ async def test_max_connections_exhausted(make_server: MakeServer) -> None:
             freeing = time.time()
         freed = time.time()
         outage = await watched.recovered("refusal")
-    assert set(spells(outage)) == {"connect"}
+    assert set(outage.downtimes) == {"connect"}
     watched.holds(outage.connect, began, (freeing, freed), widths=(SILENT, VISIBLE))
     assert outage.errors.keys() == {"53300"}
     assert outage.connections_lost == {}
@@ -185,14 +185,14 @@ async def test_password_rotated(make_server: MakeServer, tmp_path: Path) -> None
     async with watching(url, password_file=str(password)) as watched:
         began = time.time()
         await execute(server.url(), "ALTER ROLE postgres PASSWORD 'the new one'")
-        await watched.until(State.BARRED)
+        await watched.until(State.CONNECT_BLOCKED)
         status = watched.watch.status
         assert (status.reachable, status.kind, status.sqlstate) == (True, "authentication", "28P01")
         assert "the old one" not in str(status.error)
         ended = time.time()
         password.write_text("the new one\n")
         outage = await watched.recovered("authentication")
-    assert set(spells(outage)) == {"connect"}
+    assert set(outage.downtimes) == {"connect"}
     watched.holds(outage.connect, began, ended, widths=(SILENT, VISIBLE))
     assert outage.errors.keys() == {"28P01"}
 
@@ -204,7 +204,7 @@ async def test_password_file_gone(make_server: MakeServer, tmp_path: Path) -> No
     url = f"postgresql://{server.user}@{HOST}:{server.port}/{server.database}"
     async with watching(url, password_file=str(password)) as watched:
         password.unlink()
-        await watched.until(State.BARRED)
+        await watched.until(State.CONNECT_BLOCKED)
         assert str(password) in str(watched.watch.status.error)
         password.write_text("secret")
         outage = await watched.recovered("authentication")
@@ -295,7 +295,7 @@ async def test_promotion_while_the_session_lives_on_at_the_old_primary(
         ended = time.time()
         path.retarget(HOST, standby.port)
         outage = await watched.recovered("role_flip")
-    assert set(spells(outage)) == {"write"}
+    assert set(outage.downtimes) == {"write"}
     watched.holds(outage.write, began, ended, widths=(SILENT, VISIBLE))
     assert outage.after is not None
     assert outage.after.address == f"{HOST}:{standby.port}"
@@ -349,7 +349,7 @@ async def test_demoted_writer_that_stays_connected(make_server: MakeServer) -> N
         ending = time.time()
         await reinstate(server.url())
         outage = await watched.recovered("role_flip")
-    assert set(spells(outage)) == {"write"}
+    assert set(outage.downtimes) == {"write"}
     assert outage.connections_lost == {}
     watched.holds(outage.write, began, (ending, time.time()), widths=(SILENT, VISIBLE))
     assert watched.causes == []
@@ -359,7 +359,7 @@ async def test_a_replica_owes_no_writes(pair: tuple[PostgresServer, StandbyServe
     _, standby = pair
     async with watching(standby.url(), State.READ_ONLY) as watched:
         await asyncio.sleep(2 * EVERY)
-        assert watched.watch.status.trouble_at is None
+        assert watched.watch.status.out_since_at is None
         await asyncio.to_thread(standby.promote)
         await watched.until(State.HEALTHY)
         assert watched.versions == []

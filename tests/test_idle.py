@@ -18,6 +18,8 @@ from sidecar.core.idle.ladder import SPARED_UNTIL_SECONDS
 from sidecar.core.idle.machine import BACKOFF_SECONDS, IdleMachine, IdleStatus
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import PATIENCE_SECONDS
+from sidecar.core.signals import ServerSignal
+from testing.endings import ending
 from testing.simulation import Simulation, World
 
 LIMIT = 350.0
@@ -282,7 +284,7 @@ def test_a_wavering_budget_does_not_keep_a_volley_from_ending() -> None:
     assert run.now < started + 3 * LIMIT
 
 
-# -- the door ---------------------------------------------------------------------------------------------------------
+# -- facts and commands, by hand --------------------------------------------------------------------------------------
 
 
 class Hands:
@@ -378,7 +380,7 @@ def test_a_full_server_is_no_partition() -> None:
     hands.open(1, 2)
     hands.tick()
     (opening,) = [c for c in hands.tell(_died(1, 5.0, Ending(noticed="using", signal="rst"))) if isinstance(c, Open)]
-    hands.tell(OpenFailed(connection=opening.connection, error="too many clients", sqlstate="53300"))
+    hands.tell(OpenFailed(connection=opening.connection, error="too many clients", said=ServerSignal.FULL))
     hands.tell(Opened(connection=opening.connection, identity=HERE, seconds=0.1), after=1.0)
     hands.tick()
     assert [o.cause for o in hands.records()] == [Cause.IDLE_LIMIT]
@@ -534,8 +536,8 @@ ENDINGS = [
     Ending(noticed="deadline"),
     Ending(noticed="using", signal="rst"),
     Ending(noticed="reading", signal="fin"),
-    Ending(noticed="reading", severity="FATAL", sqlstate="57P01"),
-    Ending(noticed="reading", severity="FATAL", sqlstate="57P05"),
+    ending("reading", severity="FATAL", sqlstate="57P01"),
+    ending("reading", severity="FATAL", sqlstate="57P05"),
 ]
 NUMBERS = st.integers(0, 30)
 RESTS = st.floats(0.0, 500.0)
@@ -548,7 +550,12 @@ SESSIONS = st.builds(
 )
 FACTS = st.one_of(
     st.builds(Opened, connection=NUMBERS, identity=st.sampled_from(IDENTITIES), seconds=st.just(0.01)),
-    st.builds(OpenFailed, connection=NUMBERS, error=st.just("x"), sqlstate=st.sampled_from([None, "53300", "57P03"])),
+    st.builds(
+        OpenFailed,
+        connection=NUMBERS,
+        error=st.just("x"),
+        said=st.sampled_from([None, ServerSignal.FULL, ServerSignal.STARTING]),
+    ),
     st.builds(
         Survived, connection=NUMBERS, idle_seconds=RESTS, seconds=st.just(0.01), identity=st.sampled_from(IDENTITIES)
     ),

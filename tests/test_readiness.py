@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.core.availability.machine import AvailabilityStatus, State
 from sidecar.core.availability.readiness import readiness
+from sidecar.core.availability.states import State
+from sidecar.core.availability.status import AvailabilityStatus
+from sidecar.probes.postgresql.signals import signal_of
 
 AT = 1_000_000.0
 REFUSED = "db:5432/app refused the connection: sorry, too many clients already (SQLSTATE 53300)"
 
 
 def status(state: State, *, trouble: float | None = None, **known: object) -> AvailabilityStatus:
-    reachable = state in (State.HEALTHY, State.BARRED, State.READ_ONLY)
+    reachable = state in (State.HEALTHY, State.CONNECT_BLOCKED, State.READ_ONLY)
     return AvailabilityStatus(
         **{
             "state": state,
             "since_at": AT - 100,
             "reachable": reachable,
             "writable": state is State.HEALTHY,
-            "trouble_at": None if trouble is None else AT - trouble,
-            "trouble_seconds": trouble,
+            "out_since_at": None if trouble is None else AT - trouble,
+            "out_seconds": trouble,
             **known,
         }
     )
@@ -37,8 +39,8 @@ TABLE = [
     (State.DOWN, 9.9, True, AT - 9.9),
     (State.DOWN, 10.0, False, AT),
     (State.DOWN, 25.0, False, AT - 15),
-    (State.BARRED, 5.0, True, AT - 5),
-    (State.BARRED, 12.0, False, AT - 2),
+    (State.CONNECT_BLOCKED, 5.0, True, AT - 5),
+    (State.CONNECT_BLOCKED, 12.0, False, AT - 2),
     (State.READ_ONLY, 3600.0, True, AT - 100),
 ]
 
@@ -64,8 +66,8 @@ def test_without_grace_the_first_bad_sign_counts() -> None:
 )
 @pytest.mark.parametrize("trouble", [1.0, 60.0])
 def test_the_reason_names_the_error_and_what_to_do(sqlstate: str, remedy: str, trouble: float) -> None:
-    barred = status(State.BARRED, trouble=trouble, error=REFUSED, sqlstate=sqlstate)
-    verdict = readiness(barred, depends_on="database", grace_seconds=10)
+    blocked = status(State.CONNECT_BLOCKED, trouble=trouble, error=REFUSED, said=signal_of(sqlstate))
+    verdict = readiness(blocked, depends_on="database", grace_seconds=10)
     assert REFUSED in verdict.reason
     assert remedy in verdict.reason
     assert ("grace of 10 s" in verdict.reason) == verdict.ready

@@ -36,21 +36,21 @@ def driver_at(port: int, **settings: object) -> PostgresDriver:
 
 
 class Survey:
-    """A surveyor that runs, and what it recorded."""
+    """A runner, and what it recorded."""
 
     def __init__(self, driver: PostgresDriver) -> None:
         machine = IdleMachine(target="t", run="r", epoch=0.0, connections=CONNECTIONS, floor=0.3, cap=60.0)
         self.records: list[Observation] = []
-        self.surveyor = IdleProbeRunner(machine, driver, deadline_seconds=DEADLINE_SECONDS, record=self.records.append)
+        self.runner = IdleProbeRunner(machine, driver, deadline_seconds=DEADLINE_SECONDS, record=self.records.append)
 
     def died(self) -> list[Observation]:
         return [record for record in self.records if record.death is not None]
 
 
 @asynccontextmanager
-async def surveying(port: int) -> AsyncIterator[Survey]:
+async def measuring(port: int) -> AsyncIterator[Survey]:
     survey = Survey(driver_at(port))
-    running = asyncio.create_task(survey.surveyor.run(Budget(connections=CONNECTIONS)))
+    running = asyncio.create_task(survey.runner.run(Budget(connections=CONNECTIONS)))
     try:
         yield survey
         assert not running.done()
@@ -67,14 +67,14 @@ def open_files_and_tasks() -> tuple[int, int]:
 async def test_what_is_told_while_it_does_not_run_is_not_kept(postgres: PostgresServer, make_path: MakePath) -> None:
     """Where measuring is switched off nobody would ever take it."""
     path = await make_path(postgres)
-    surveyor = Survey(driver_at(path.port)).surveyor
-    surveyor.tell(Budget(connections=CONNECTIONS))
-    surveyor.measure_afresh()
-    running = asyncio.create_task(surveyor.run(Budget(connections=0)))
+    runner = Survey(driver_at(path.port)).runner
+    runner.tell(Budget(connections=CONNECTIONS))
+    runner.measure_afresh()
+    running = asyncio.create_task(runner.run(Budget(connections=0)))
     await asyncio.sleep(0.3)  # some openings would have begun by then
-    assert sum(surveyor.connections.values()) == 0
-    assert surveyor.machine.status(0.0).regime == 1
-    surveyor.tell(Budget(connections=CONNECTIONS))
+    assert sum(runner.connections.values()) == 0
+    assert runner.machine.status(0.0).regime == 1
+    runner.tell(Budget(connections=CONNECTIONS))
     await until(lambda: path.connections == CONNECTIONS)
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -87,16 +87,16 @@ async def test_it_keeps_to_its_budget_and_leaves_nothing(
 ) -> None:
     path = await make_path(postgres, fault, idle_limit=1.0)
     most = 0
-    async with surveying(path.port):  # whatever is opened once
+    async with measuring(path.port):  # whatever is opened once
         await until(lambda: path.accepted >= CONNECTIONS)
     await until(lambda: path.connections == 0)
     before, accepted = open_files_and_tasks(), path.accepted
-    async with surveying(path.port) as survey:
-        counts = survey.surveyor.connections
+    async with measuring(path.port) as survey:
+        counts = survey.runner.connections
 
         def died_twice() -> bool:
             nonlocal most, counts
-            counts = survey.surveyor.connections
+            counts = survey.runner.connections
             most = max(most, sum(counts.values()))
             return len(survey.died()) >= 2
 
@@ -117,10 +117,10 @@ async def test_leaving_waits_for_nobody(postgres: PostgresServer, make_path: Mak
     """Not for connections that are opening, resting or being used, on a path that swallows everything."""
     path = await make_path(postgres)
     before = open_files_and_tasks()[1]
-    async with surveying(path.port) as survey:
-        await until(lambda: survey.surveyor.connections["open"] == CONNECTIONS)
+    async with measuring(path.port) as survey:
+        await until(lambda: survey.runner.connections["open"] == CONNECTIONS)
         path.pause()
-        states = lambda: {probe.state for probe in survey.surveyor.machine.status(0.0).probes}  # noqa: E731
+        states = lambda: {probe.state for probe in survey.runner.machine.status(0.0).probes}  # noqa: E731
         await until(lambda: "using" in states())
         leaving = time.monotonic()
     assert time.monotonic() - leaving < DEADLINE_SECONDS / 2
@@ -154,8 +154,8 @@ async def test_tcp_keepalive_is_off_unless_wanted(postgres: PostgresServer) -> N
 async def test_a_rest_is_as_long_as_it_was_however_late_the_loop(postgres: PostgresServer, make_path: MakePath) -> None:
     """A stalled process uses its connections late: the rest that was survived is the real one."""
     path = await make_path(postgres)
-    async with surveying(path.port) as survey:
-        await until(lambda: survey.surveyor.connections["open"] == CONNECTIONS)
+    async with measuring(path.port) as survey:
+        await until(lambda: survey.runner.connections["open"] == CONNECTIONS)
         time.sleep(0.8)  # noqa: ASYNC251 - to stall the loop is the point
         await until(lambda: survey.records)
     assert survey.records[0].outcome == "survived"
@@ -168,8 +168,8 @@ async def test_a_rest_goes_on_while_the_machine_sleeps(
     """Only the clock is made to jump: a suspended machine cannot be had here."""
     path = await make_path(postgres)
     clock_gettime = time.clock_gettime
-    async with surveying(path.port) as survey:
-        await until(lambda: survey.surveyor.connections["open"] == CONNECTIONS)
+    async with measuring(path.port) as survey:
+        await until(lambda: survey.runner.connections["open"] == CONNECTIONS)
         monkeypatch.setattr(time, "clock_gettime", lambda clock: clock_gettime(clock) + 100)
         await until(lambda: survey.records)
     assert survey.records[0].outcome == "survived"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
 
 
 class Death(StrEnum):
@@ -101,11 +102,13 @@ class Ending:
     """Everything seen when a connection ended.
 
     `noticed` tells what found it: `reading` (at once, while it rested), `using` (an answer to use: RST, FIN or an
-    error) or `deadline` (use got no answer at all).
+    error) or `deadline` (use got no answer at all). `said` is what the server meant by its last words, which follow as
+    it put them; all are None where it said nothing.
     """
 
     noticed: Noticed
     signal: str | None = None  # "fin", "rst", or None when nothing arrived
+    said: ServerSignal | None = None
     severity: str | None = None  # "FATAL", "WARNING", … of the message that came before the end
     sqlstate: str | None = None
     message: str | None = None
@@ -115,7 +118,7 @@ class Ending:
         """The kind of death this is (see `Death`)."""
         if self.noticed == Noticed.DEADLINE:
             return Death.SILENT
-        if self.sqlstate is not None:
+        if self.said is not None:
             return Death.FATAL
         return Death.CLOSED if self.noticed == Noticed.READING else Death.RESET_ON_USE
 
@@ -214,6 +217,12 @@ class Outage:
     errors: Mapping[str, int] = field(default_factory=dict)  # by SQLSTATE, or by error name where there is none
 
     @property
+    def downtimes(self) -> Mapping[str, Downtime]:
+        """What was out: any of connect, read and write."""
+        named = {"connect": self.connect, "read": self.read, "write": self.write}
+        return {name: downtime for name, downtime in named.items() if downtime is not None}
+
+    @property
     def dns_lag_seconds(self) -> float | None:
         """For how long the name led to the old address after the outage had begun: the middle of what is possible.
 
@@ -221,8 +230,7 @@ class Outage:
         """
         if self.dns_changed is None:
             return None
-        spells = [spell for spell in (self.connect, self.read, self.write) if spell is not None]
-        began = min((spell.began for spell in spells), key=lambda interval: interval.until)
+        began = min((downtime.began for downtime in self.downtimes.values()), key=lambda interval: interval.until)
         shortest = max(0.0, self.dns_changed.after - began.until)
         return (shortest + max(0.0, self.dns_changed.until - began.after)) / 2
 

@@ -18,31 +18,33 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import TypeVar
 
-from sidecar.core.availability.machine import (
+from sidecar.core.availability.commands import (
     Adopt,
-    AgeKnown,
     Attempt,
-    AvailabilityMachine,
-    AvailabilityStatus,
     Beat,
-    BeatAnswered,
     CheckWrite,
     Command,
-    Connected,
     Discard,
     Drop,
+    Record,
+    Tell,
+    Witness,
+)
+from sidecar.core.availability.facts import (
+    AgeKnown,
+    BeatAnswered,
+    Connected,
     Fact,
     NotConnected,
     PooledLost,
-    Record,
     Resolved,
     RoleChanged,
     SessionEnded,
     Suspected,
-    Tell,
-    Witness,
     WriteAnswered,
 )
+from sidecar.core.availability.machine import AvailabilityMachine
+from sidecar.core.availability.status import AvailabilityStatus
 from sidecar.core.evidence import Aged, Disturbed, Outage
 from sidecar.core.identity import Identity
 from sidecar.probes.driver import Driver, WatchedConnection
@@ -225,16 +227,17 @@ class AvailabilityRunner:
 
     async def _try_to_connect(self, number: int) -> Connected | NotConnected:
         deadline = self._target.heartbeat.deadline
-        sqlstate = None
+        said = sqlstate = None
         try:
             async with asyncio.timeout(deadline):
                 addresses, asked = await self._resolve()
                 self._observe(Resolved(addresses=tuple(sorted(addresses)), asked=asked))
                 connection, identity = await self._open_first(addresses)
         except CannotConnect as failure:
-            error, sqlstate, name = failure.reason, failure.sqlstate, failure.name
+            error, name, said, sqlstate = failure.reason, failure.name, failure.said, failure.sqlstate
         except ConnectionEnded as end:
-            error, sqlstate = end.ending.message or "the connection ended before its first answer", end.ending.sqlstate
+            error = end.ending.message or "the connection ended before its first answer"
+            said, sqlstate = end.ending.said, end.ending.sqlstate
             name = end.ending.signal or end.ending.noticed
         except TimeoutError as timeout:
             error, name = f"{self._target.display} did not answer within {deadline:g} s", type(timeout).__name__
@@ -249,7 +252,7 @@ class AvailabilityRunner:
                 addresses=tuple(sorted(addresses)),
                 tells_role=connection.reports_role,
             )
-        return NotConnected(attempt=number, error=error, name=name, sqlstate=sqlstate)
+        return NotConnected(attempt=number, error=error, name=name, said=said, sqlstate=sqlstate)
 
     async def _resolve(self) -> tuple[Sequence[str], float]:
         """The addresses behind the name, in the system's order of preference; when that was asked. Raises OSError."""

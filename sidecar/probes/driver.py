@@ -6,12 +6,11 @@ Theory of operation
 A `Driver` is the way to one target: it knows address, credentials and TLS, reads them afresh at every connect, and
 opens two kinds of connections.
 
-A `WatchedConnection` is for measuring: it tells to the millisecond when it was used, how it ended and what the server
-said before, and offers the few questions the sidecar asks, each answered with a word of the core's language. Questions
-are asked one at a time, each has a deadline, and each ends in one of three ways. The server answers. It refuses, which
-is an answer too: what could not be learnt is then None or empty. Or the connection is gone, which raises
-ConnectionEnded with everything seen of the end. Nothing else is raised, and no question is put in a way that would keep
-a transaction open or leave anything behind on the server.
+A `WatchedConnection` is for measuring: it tells when it was used, how it ended and what the server said before, and
+offers the few questions the sidecar asks, each answered in the core's language. Questions are asked one at a time, each
+has a deadline, and each ends in one of three ways. The server answers. It refuses, which is an answer too: what could
+not be learnt is then None or empty. Or the connection is gone, which raises ConnectionEnded with everything seen of the
+end. Nothing else is raised, and no question keeps a transaction open or leaves anything behind on the server.
 
 A plain connection is the driver library's own object, as an application's pool would hold it. SQLAlchemy's dialect,
 named by `sqlalchemy_url`, takes it from `connect`; to everybody here it is opaque, and what little must be known of it

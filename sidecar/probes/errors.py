@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
 from sidecar.core.evidence import Ending
+from sidecar.core.signals import ServerSignal
 
 PASSWORD_FILE = "PasswordFile"  # noqa: S105 - no password
 """What failures are counted under that are about the password's file, not about the database."""
@@ -29,15 +30,18 @@ _P = ParamSpec("_P")
 class CannotConnect(Exception):  # noqa: N818 - reads better than CannotConnectError
     """No connection could be opened.
 
-    `reason` is fit for operators and holds no secret. `sqlstate` is None when no server answered; then `name` is what
-    the failure is counted under.
+    `reason` is fit for operators and holds no secret. `sqlstate`, and what is `said` by it, are None when no server
+    answered; then `name` is what the failure is counted under.
     """
 
-    def __init__(self, reason: str, *, name: str, sqlstate: str | None = None) -> None:
+    def __init__(
+        self, reason: str, *, name: str, sqlstate: str | None = None, said: ServerSignal | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.name = name
         self.sqlstate = sqlstate
+        self.said = said
 
 
 class ConnectionEnded(Exception):  # noqa: N818 - a fact, not an error

@@ -115,13 +115,13 @@ class IdleProbeRunner:
                 "probe", deadline_seconds=self._deadline_seconds, keepalive=command.keepalive
             )
         except CannotConnect as error:
-            self._facts.put_nowait(OpenFailed(connection=number, error=error.reason, sqlstate=error.sqlstate))
+            self._facts.put_nowait(OpenFailed(connection=number, error=error.reason, said=error.said))
             return
         try:
             identity = await connection.use(self._deadline_seconds)
         except ConnectionEnded as end:
             reason = end.ending.message or "the connection ended before its first answer"
-            self._facts.put_nowait(OpenFailed(connection=number, error=reason, sqlstate=end.ending.sqlstate))
+            self._facts.put_nowait(OpenFailed(connection=number, error=reason, said=end.ending.said))
             return
         except BaseException:
             connection.terminate()

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from testing.lab.test_lab import pooled_idle_session_timeout
 
+from lab.test_lab import pooled_idle_session_timeout
 from sidecar.core.evidence import Cause, Death, Observation, Status
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.demo.service import Service, run_service

@@ -5,15 +5,16 @@ Theory of kinds
 
 What the last words of a session and the failed attempts tell is circumstantial; who answers afterwards is proof:
 
-- another server (another system, a later timeline, another address) → failover, or switchover if the old one went in
-  good order, telling its sessions that an administrator stopped it;
-- the same server, started anew → restart. How it went is told by the words: FATAL 57P01 is a fast stop, WARNING 57P01
-  an immediate one, WARNING 57P02 the crash of another backend, after which the postmaster lives on but takes all
-  sessions down; no words at all are a crash too;
+- another server (see `identity`) → failover, or switchover if the old one went in good order, telling its sessions that
+  an administrator stopped it;
+- the same server, started anew → restart. How it went is told by the words (see `signals`): a stop announced as FATAL
+  is a fast one, as a WARNING an immediate one; the crash of another session takes all down although the server lives
+  on; sessions orphaned by a killed server, and no words at all, are a crash too;
 - the same life of the same server → it was never gone. If fresh connections were refused by the server itself, the
-  kind is authentication (class 28) or refusal (too many connections, mostly). If it was we who had no password to show,
-  or did not trust the server's certificate, it is authentication too. If they did not get there, it is a partition. If
-  they worked at once, a session that was ended is a cull, one that fell silent a partition of its own.
+  kind is authentication (it refused the login) or refusal (too many connections, mostly). If it was we who had no
+  password to show, or did not trust the server's certificate, it is authentication too. If they did not get there, it
+  is a partition. If they worked at once, a session that was ended is a cull, one that fell silent a partition of its
+  own.
 
 A session that lives and can no longer write is a role flip, whatever becomes of it later: pre-ping cannot see those.
 While nobody has answered yet, the kind is a guess, and `unknown` where there is nothing to guess from.
@@ -28,23 +29,16 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from sidecar.core.evidence import Death, Downtime, Ending, Interval, Outage, OutageKind
-from sidecar.core.identity import Identity
+from sidecar.core.identity import Comparison, Identity, Kinship, compare
+from sidecar.core.signals import ServerSignal
 
-ADMIN_SHUTDOWN, CRASH_SHUTDOWN, CANNOT_CONNECT_NOW = STOPPING = ("57P01", "57P02", "57P03")
-_CONNECTION_EXCEPTION = "08"  # class of SQLSTATE: PgBouncer's, among others, when it cannot reach the server itself
-_NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})  # errors of our own making
-_POSTMASTER_DIED = "postmaster exit"  # FATAL 57P01 as well: backends that find their postmaster killed
-
-
-def spells(outage: Outage) -> dict[str, Downtime]:
-    """What was out: any of connect, read and write."""
-    named = {"connect": outage.connect, "read": outage.read, "write": outage.write}
-    return {name: spell for name, spell in named.items() if spell is not None}
+_NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})
+"""Names of errors of our own making: we had no password to show, or did not trust the server's certificate."""
 
 
 def over(outage: Outage) -> bool:
     """Whether the record is that of an outage that has ended."""
-    return all(spell.ended is not None for spell in spells(outage).values())
+    return all(downtime.ended is not None for downtime in outage.downtimes.values())
 
 
 def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
@@ -53,10 +47,11 @@ def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
     What is still open ended at some time since it began; writing only if it is `writable`.
     """
 
-    def ended(spell: Downtime | None) -> Downtime | None:
-        if spell is None or spell.ended is not None:
-            return spell
-        return replace(spell, ended=Interval(after=spell.began.until, until=max(at, spell.began.until)), watched=False)
+    def ended(downtime: Downtime | None) -> Downtime | None:
+        if downtime is None or downtime.ended is not None:
+            return downtime
+        began = downtime.began.until
+        return replace(downtime, ended=Interval(after=began, until=max(at, began)), watched=False)
 
     return replace(
         outage,
@@ -81,8 +76,8 @@ def of_age(outage: Outage) -> Outage:
 
 
 @dataclass(slots=True)
-class Span:
-    """A spell in the making, in monotonic seconds. `bad_at` is when it was last known to be bad."""
+class OpenInterval:
+    """A downtime in the making, in monotonic seconds. `bad_at` is when it was last known to be bad."""
 
     began: tuple[float, float]
     bad_at: float
@@ -99,12 +94,12 @@ class Span:
             self.ended = (min(self.bad_at, at), at)
 
 
-def spoil(span: Span | None, began: tuple[float, float], bad_at: float) -> Span:
-    """The span, bad (again); a new one with this beginning if there was none."""
-    if span is None:
-        return Span(began, bad_at)
-    span.bad(bad_at)
-    return span
+def mark_bad(downtime: OpenInterval | None, began: tuple[float, float], bad_at: float) -> OpenInterval:
+    """The downtime, bad (again); a new one with this beginning if there was none."""
+    if downtime is None:
+        return OpenInterval(began, bad_at)
+    downtime.bad(bad_at)
+    return downtime
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,9 +112,9 @@ class OngoingOutage:
     before: Identity | None
     addresses_before: tuple[str, ...]
     flipped: bool = False  # it began with a living session that could no longer write
-    connect: Span | None = None
-    read: Span | None = None
-    write: Span | None = None
+    connect: OpenInterval | None = None
+    read: OpenInterval | None = None
+    write: OpenInterval | None = None
     ending: Ending | None = None  # of the first session lost
     after: Identity | None = None
     addresses_after: tuple[str, ...] = ()
@@ -128,6 +123,7 @@ class OngoingOutage:
     failures: Counter[str] = field(default_factory=Counter)  # attempts that found none at work, by SQLSTATE or error
     endings: Counter[str] = field(default_factory=Counter)  # sessions lost, by SQLSTATE
     lost: Counter[str] = field(default_factory=Counter)
+    meanings: dict[str, ServerSignal] = field(default_factory=dict)  # of the SQLSTATEs that attempts met
 
     def session_lost(self, ending: Ending) -> None:
         self.ending = self.ending or ending
@@ -135,53 +131,59 @@ class OngoingOutage:
         if ending.sqlstate is not None:
             self.endings[ending.sqlstate] += 1
 
-    def attempt_failed(self, sqlstate: str | None, name: str) -> None:
-        if sqlstate is None or sqlstate in STOPPING or sqlstate.startswith(_CONNECTION_EXCEPTION):
-            self.failures[sqlstate or name] += 1
+    def attempt_failed(self, code: str, said: ServerSignal | None) -> None:
+        """`code` is what it is counted under: a SQLSTATE, or the name of the error where no server spoke."""
+        if said is None or said.out_of_service or said is ServerSignal.UNREACHABLE:
+            self.failures[code] += 1
         else:
-            self.refusals[sqlstate] += 1
+            self.refusals[code] += 1
+        if said is not None:
+            self.meanings[code] = said
 
     def renamed(self, addresses: tuple[str, ...], when: tuple[float, float] | None) -> None:
         """The name now leads to these addresses, since some time in that interval."""
         self.dns_changed = when if self.addresses_before and addresses != self.addresses_before else None
 
     @property
-    def move(self) -> str | None:
-        """In which respect another server answers now; None if it is the same, as far as can be told."""
-        if self.before is None or self.after is None:
-            return None
-        return _move(self.before, self.after)
+    def comparison(self) -> Comparison:
+        """How the server that answers now is related to the one that did before."""
+        return compare(self.before, self.after)
+
+    @property
+    def moved(self) -> bool:
+        """Whether another server answers now, as far as can be told."""
+        return self.comparison.kinship is Kinship.ANOTHER_SERVER
 
     @property
     def one_session_only(self) -> bool:
         """Whether the server that answers now never went away, and nobody else noticed anything."""
-        same_life = None not in (self.before, self.after) and self.move is None and not _restarted(self)
+        same_life = None not in (self.before, self.after) and not self.moved and not _restarted(self)
         return same_life and self.lost.total() == 1 and not self.failures and not self.refusals
 
     @property
-    def spans(self) -> tuple[Span, ...]:
-        return tuple(span for span in (self.connect, self.read, self.write) if span is not None)
+    def downtimes(self) -> tuple[OpenInterval, ...]:
+        return tuple(downtime for downtime in (self.connect, self.read, self.write) if downtime is not None)
 
     @property
     def began(self) -> float:
         """When it was first known to be bad."""
-        return min(span.began[1] for span in self.spans)
+        return min(downtime.began[1] for downtime in self.downtimes)
 
     @property
     def over(self) -> bool:
-        return all(span.ended is not None for span in self.spans)
+        return all(downtime.ended is not None for downtime in self.downtimes)
 
-    def outage(self) -> Outage:
-        """The record as far as it is known."""
+    def record(self) -> Outage:
+        """As it is kept, as far as it is known."""
         kind, detail = classify(self)
         return Outage(
             id=self.id,
             target=self.target,
             kind=kind,
             detail=detail,
-            connect=self._spell(self.connect),
-            read=self._spell(self.read),
-            write=self._spell(self.write),
+            connect=self._downtime(self.connect),
+            read=self._downtime(self.read),
+            write=self._downtime(self.write),
             before=self.before,
             after=self.after,
             addresses_before=self.addresses_before,
@@ -191,32 +193,34 @@ class OngoingOutage:
             errors=dict(self.endings + self.refusals + self.failures),
         )
 
-    def _spell(self, span: Span | None) -> Downtime | None:
-        return None if span is None else Downtime(
-            began=self._interval(span.began), ended=None if span.ended is None else self._interval(span.ended)
-        )  # fmt: skip
+    def _downtime(self, known: OpenInterval | None) -> Downtime | None:
+        if known is None:
+            return None
+        ended = None if known.ended is None else self._interval(known.ended)
+        return Downtime(began=self._interval(known.began), ended=ended)
 
     def _interval(self, times: tuple[float, float]) -> Interval:
         return Interval(after=times[0] + self.offset, until=times[1] + self.offset)
 
 
-def classify(trouble: OngoingOutage) -> tuple[OutageKind, str | None]:
+def classify(outage: OngoingOutage) -> tuple[OutageKind, str | None]:
     """Kind and detail of an outage (see the module and `Outage`)."""
-    ending, after = trouble.ending, trouble.after
-    if trouble.flipped:
+    ending, after = outage.ending, outage.after
+    if outage.flipped:
         return OutageKind.ROLE_FLIP, None
-    if trouble.move is not None:
-        return (OutageKind.SWITCHOVER if _manner(ending) == "fast" else OutageKind.FAILOVER), trouble.move
-    if _restarted(trouble):
+    if outage.moved:
+        return (OutageKind.SWITCHOVER if _manner(ending) == "fast" else OutageKind.FAILOVER), outage.comparison.respect
+    if _restarted(outage):
         return OutageKind.RESTART, _manner(ending)
-    if trouble.refusals and trouble.refusals.total() >= trouble.failures.total():
-        sqlstate = trouble.refusals.most_common(1)[0][0]
-        return (OutageKind.AUTHENTICATION if sqlstate.startswith("28") else OutageKind.REFUSAL), sqlstate
-    failure = next((name for name, _ in trouble.failures.most_common(1)), None)
+    if outage.refusals and outage.refusals.total() >= outage.failures.total():
+        sqlstate = outage.refusals.most_common(1)[0][0]
+        login_refused = outage.meanings[sqlstate] is ServerSignal.LOGIN_REFUSED
+        return (OutageKind.AUTHENTICATION if login_refused else OutageKind.REFUSAL), sqlstate
+    failure = next((name for name, _ in outage.failures.most_common(1)), None)
     if failure in _NO_TRUST:
         return OutageKind.AUTHENTICATION, failure
     if ending is not None and ending.death is Death.SILENT:
-        return OutageKind.PARTITION, "silent" if trouble.failures else "this connection only"
+        return OutageKind.PARTITION, "silent" if outage.failures else "this connection only"
     if after is not None and failure is not None:
         return OutageKind.PARTITION, failure
     if after is not None and ending is not None:
@@ -224,30 +228,16 @@ def classify(trouble: OngoingOutage) -> tuple[OutageKind, str | None]:
     return OutageKind.UNKNOWN, None
 
 
-def _move(before: Identity, after: Identity) -> str | None:
-    if before.started_at is not None and before.started_at == after.started_at:
-        return None  # one life of one server, by whatever address it was reached
-    if _differ(before.system_identifier, after.system_identifier):
-        return "another cluster"
-    # Only ever upwards: what a server tells of its timeline may lag behind a promotion until its next checkpoint.
-    if before.timeline is not None and after.timeline is not None and before.timeline < after.timeline:
-        return f"timeline {before.timeline} to {after.timeline}"
-    return "another server" if _differ(before.address, after.address) else None
-
-
-def _differ(one: str | None, other: str | None) -> bool:
-    return None not in (one, other) and one != other
-
-
-def _restarted(trouble: OngoingOutage) -> bool:
+def _restarted(outage: OngoingOutage) -> bool:
     """Whether the server began a new life, or at least ended all sessions and recovered."""
-    before, after, ending = trouble.before, trouble.after, trouble.ending
-    said = None if ending is None else ending.sqlstate
-    if CANNOT_CONNECT_NOW in trouble.failures or said == CRASH_SHUTDOWN:
+    ending = outage.ending
+    said = None if ending is None else ending.said
+    if said is ServerSignal.CRASHED or ServerSignal.STARTING in outage.meanings.values():
         return True
-    if before is None or after is None or None in (before.started_at, after.started_at):
-        return said == ADMIN_SHUTDOWN and (after is None or bool(trouble.failures))
-    return before.started_at != after.started_at
+    if outage.comparison.kinship is Kinship.UNKNOWN:
+        stopped = said in (ServerSignal.STOPPING, ServerSignal.ORPHANED)
+        return stopped and (outage.after is None or bool(outage.failures))
+    return outage.comparison.kinship is Kinship.ANOTHER_LIFE
 
 
 def _manner(ending: Ending | None) -> str | None:
@@ -256,6 +246,6 @@ def _manner(ending: Ending | None) -> str | None:
         return None
     if ending.death is Death.SILENT:
         return "silent"
-    if ending.sqlstate == ADMIN_SHUTDOWN and _POSTMASTER_DIED not in (ending.message or ""):
+    if ending.said is ServerSignal.STOPPING:
         return "fast" if ending.severity == "FATAL" else "immediate"
-    return "crash" if ending.sqlstate in (None, ADMIN_SHUTDOWN, CRASH_SHUTDOWN) else None
+    return "crash" if ending.said in (None, ServerSignal.ORPHANED, ServerSignal.CRASHED) else None

@@ -1,4 +1,4 @@
-"""May traffic come? Judged for one target from what the watch knows.
+"""May traffic come? Judged for one target from what is known of its availability.
 
 With `depends_on: process` always: the sidecar works, and that is all that was asked for. With `database`:
 
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sidecar.core.availability.machine import AvailabilityStatus, State
+from sidecar.core.availability.states import State
+from sidecar.core.availability.status import AvailabilityStatus
+from sidecar.core.signals import ServerSignal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +27,11 @@ class Readiness:
 
 
 _REMEDIES = {
-    "28": "check the user, and that the password file holds the present password",
-    "53": "close unused connections, or raise max_connections",
-    "3D": "check the name of the database",
-}  # by class of SQLSTATE
+    ServerSignal.LOGIN_REFUSED: "check the user, and that the password file holds the present password",
+    ServerSignal.FULL: "close unused connections, or raise max_connections",
+    ServerSignal.NO_DATABASE: "check the name of the database",
+}
+"""What to do about that which the server says."""
 
 
 def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: float) -> Readiness:
@@ -39,29 +42,33 @@ def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: flo
     """
     if depends_on == "process":
         return Readiness(ready=True, reason="readiness does not depend on the database", since=status.since_at)
-    if status.trouble_at is None or status.trouble_seconds is None:
+    if status.out_since_at is None or status.out_seconds is None:
         ability = "" if status.writable else ", for reading only"
         return Readiness(ready=True, reason=f"the database is reachable{ability}", since=status.since_at)
     if status.state is State.UNKNOWN:
-        return Readiness(ready=False, reason=f"no contact with the database yet{_why(status)}", since=status.trouble_at)
+        return Readiness(
+            ready=False, reason=f"no contact with the database yet{_why(status)}", since=status.out_since_at
+        )
     if status.state is State.READ_ONLY:
         return Readiness(
             ready=True, reason="the database is reachable, but cannot be written to", since=status.since_at
         )
     what = (
-        "no new connection can be opened" if status.state is State.BARRED else "the connection to the database is lost"
+        "no new connection can be opened"
+        if status.state is State.CONNECT_BLOCKED
+        else "the connection to the database is lost"
     )
-    if status.trouble_seconds < grace_seconds:
+    if status.out_seconds < grace_seconds:
         return Readiness(
             ready=True,
             reason=f"{what}, for less than the grace of {grace_seconds:g} s{_why(status)}",
-            since=status.trouble_at,
+            since=status.out_since_at,
         )
-    return Readiness(ready=False, reason=f"{what}{_why(status)}", since=status.trouble_at + grace_seconds)
+    return Readiness(ready=False, reason=f"{what}{_why(status)}", since=status.out_since_at + grace_seconds)
 
 
 def _why(status: AvailabilityStatus) -> str:
     if status.error is None:
         return ""
-    remedy = _REMEDIES.get((status.sqlstate or "")[:2])
+    remedy = None if status.said is None else _REMEDIES.get(status.said)
     return f": {status.error}" + (f"; {remedy}" if remedy else "")

@@ -23,33 +23,27 @@ from dataclasses import dataclass
 from math import inf
 
 from sidecar.core.evidence import Arm, Cause, Ending, Noticed
-from sidecar.core.identity import Identity
+from sidecar.core.identity import Identity, Kinship, compare
 from sidecar.core.idle.facts import Died
 from sidecar.core.independence import EndAtRest, in_company
-
-_STOPPED = {"57P01", "57P02", "57P03"}  # admin_shutdown, crash_shutdown, cannot_connect_now
-_IDLE_SESSION_TIMEOUT = "57P05"
-_POOLER_SAYS = "08P01"  # protocol_violation: PgBouncer uses it for everything it has to say
-_IN_TRANSACTION = {"25P03", "25P04"}
-
-
-def says_idle(ending: Ending) -> bool:
-    """Whether the message before the end named an idle timeout as the reason."""
-    if ending.sqlstate == _IDLE_SESSION_TIMEOUT:
-        return True
-    return ending.sqlstate == _POOLER_SAYS and "idle_timeout" in (ending.message or "")
+from sidecar.core.signals import ServerSignal
 
 
 def moved(before: Identity, after: Identity, known: Collection[tuple[str | None, float | None]]) -> Cause | None:
     """RESTART or FAILOVER when `after` is a server life never seen before (`known` holds the keys of those seen).
 
-    Behind a load balancer over several replicas two answers may differ although nothing happened; a life that was
-    known before is therefore no evidence.
+    Behind a load balancer over several replicas two answers may differ although nothing happened. A life that was
+    known before is therefore no evidence, nor is an answer that does not tell of which life it is.
     """
-    if after.key in known or before.key == after.key or None in (before.started_at, after.started_at):
+    if after.key in known or None in (before.started_at, after.started_at):
         return None
-    other_cluster = before.system_identifier != after.system_identifier or before.timeline != after.timeline
-    return Cause.FAILOVER if other_cluster or before.address != after.address else Cause.RESTART
+    match compare(before, after).kinship:
+        case Kinship.ANOTHER_SERVER:
+            return Cause.FAILOVER
+        case Kinship.ANOTHER_LIFE:
+            return Cause.RESTART
+        case _:
+            return None
 
 
 def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool = False) -> Cause:
@@ -59,13 +53,13 @@ def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool =
     had, a disturbance reported by others). `in_company` tells that others ended in the same moment at clearly
     different rests and ages. `aged` tells that its age explains its end, where its rest does not or need not.
     """
-    if says_idle(ending):
+    if ending.said is ServerSignal.IDLE_TIMEOUT:
         return Cause.IDLE_LIMIT
     if doubt is not None:
         return doubt
-    if ending.sqlstate in _STOPPED:
+    if ending.said is not None and ending.said.out_of_service:
         return Cause.CULL
-    if ending.sqlstate in _IN_TRANSACTION:
+    if ending.said is ServerSignal.IN_TRANSACTION_TIMEOUT:
         return Cause.UNKNOWN
     if in_company:
         return Cause.CULL

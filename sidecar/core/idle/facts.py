@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sidecar.core.evidence import Aged, Disturbed, Ending
 from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +24,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenFailed:
-    """A probe connection could not be opened. `sqlstate` is None when no server answered at all."""
+    """A probe connection could not be opened. `said` is None when no server answered at all."""
 
     connection: int
     error: str
-    sqlstate: str | None = None
+    said: ServerSignal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,8 +66,6 @@ KEEPALIVE_SHARE = 0.3
 KEEPALIVE_COUNT = 3
 """TCP_KEEPCNT: unanswered keepalives after which the kernel gives a connection up."""
 
-_SERVER_STOPPED = ("57P01", "57P02", "57P03")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdleStatus:
@@ -119,9 +117,7 @@ class IdleMachine:
         self._floor, self._cap = floor, cap
         self._defaults = tuple(defaults)
         self._ladder = rungs(floor, cap, connections, self._defaults)
-        self._ladder_floor_seconds = (
-            0.0  # the longest rest survived since all were young: the rungs are climbed from there
-        )
+        self._ladder_floor_seconds = 0.0  # the longest rest survived since all connections were young
         self._prior = Prior(self._defaults)
         self._probes: dict[int, Probe] = {}
         self._pending_deaths = PendingDeaths()
@@ -296,7 +292,7 @@ class IdleMachine:
         if probe is None or not probe.accepts(ProbeEvent.OPEN_FAILED):
             return []
         probe.open_failed()
-        if fact.sqlstate is None or fact.sqlstate in _SERVER_STOPPED:
+        if fact.said is None or fact.said.out_of_service:
             # Nobody gets through: whatever dies now, or is found dead later, may have died of this.
             self._cast_doubt(Cause.PARTITION)
         return [self._open_command(probe, now)]

@@ -7,6 +7,7 @@ import asyncpg
 from sidecar.probes.driver import Failure
 from sidecar.probes.errors import CANNOT_CONNECT as ANY_DRIVERS
 from sidecar.probes.errors import Attempt, CannotConnect, Rows, causes, driver_error, plainly
+from sidecar.probes.postgresql.signals import signal_of
 
 ERRORS: tuple[type[Exception], ...] = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What asyncpg raises where a connection fails, as it comes where SQLAlchemy does not wrap it."""
@@ -14,7 +15,8 @@ ERRORS: tuple[type[Exception], ...] = (OSError, asyncpg.PostgresError, asyncpg.I
 
 def _refused(error: asyncpg.PostgresError, attempt: Attempt) -> CannotConnect:
     reason = f"{attempt.where} refused the connection: {error} (SQLSTATE {error.sqlstate})"
-    return CannotConnect(reason, name=type(error).__name__, sqlstate=error.sqlstate)
+    said = signal_of(error.sqlstate, str(error))
+    return CannotConnect(reason, name=type(error).__name__, sqlstate=error.sqlstate, said=said)
 
 
 def _no_postgresql(error: Exception, attempt: Attempt) -> CannotConnect:

@@ -23,6 +23,7 @@ from sidecar.core.identity import Identity
 from sidecar.probes.driver import WriteAnswer
 from sidecar.probes.errors import ConnectionEnded
 from sidecar.probes.postgresql import queries
+from sidecar.probes.postgresql.signals import signal_of
 from sidecar.probes.postgresql.sockets import acknowledge, transport_of
 
 
@@ -217,6 +218,7 @@ class PostgresConnection:
         return Ending(
             noticed=Noticed.READING if self._tap.answered else Noticed.USING,
             signal=signal,
+            said=signal_of(error.get("C"), error.get("M")),
             severity=error.get("V"),
             sqlstate=error.get("C"),
             message=error.get("M"),

@@ -1,4 +1,4 @@
-"""The failover machine: its table, its kinds, its clocks, and its intervals against a simulated world."""
+"""The availability machine: its table, its kinds, its clocks, and its intervals against a simulated world."""
 
 from __future__ import annotations
 
@@ -19,40 +19,39 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sidecar.core.advice.advice import Policy, advise
 from sidecar.core.advice.recommendation import FailoverFigures, Quantiles, Recommendation
-from sidecar.core.availability.machine import (
-    IN_FLIGHT,
-    TRANSITIONS,
+from sidecar.core.availability.commands import (
     Adopt,
-    AgeKnown,
     Attempt,
-    AvailabilityMachine,
     Beat,
-    BeatAnswered,
     CheckWrite,
     Command,
-    Connected,
     Discard,
     Drop,
-    Event,
+    Record,
+    Tell,
+    Witness,
+)
+from sidecar.core.availability.facts import (
+    AgeKnown,
+    BeatAnswered,
+    Connected,
     Fact,
-    IllegalEvent,
     NotConnected,
     PooledLost,
-    Record,
     Resolved,
     RoleChanged,
     SessionEnded,
-    State,
     Suspected,
-    Tell,
-    Witness,
     WriteAnswered,
-    diagram,
 )
-from sidecar.core.availability.outages import found_over, of_age, over, spells
+from sidecar.core.availability.machine import IN_FLIGHT, AvailabilityMachine
+from sidecar.core.availability.outages import found_over, of_age, over
+from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, State, diagram
 from sidecar.core.evidence import STALE_WRITER, Cause, Death, Disturbed, Downtime, Ending, Interval, Outage, OutageKind
 from sidecar.core.identity import Identity
 from sidecar.core.idle.machine import IdleMachine
+from sidecar.probes.postgresql.signals import signal_of
+from testing.endings import ending, fatal
 
 EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
 EPOCH = 1_790_000_000.0  # wall clock minus monotonic clock
@@ -65,18 +64,14 @@ RESCHEDULED = replace(PRIMARY, address="10.0.0.3:5432", started_at=3.0)
 REBUILT = replace(PRIMARY, started_at=4.0, system_identifier="8")
 ANONYMOUS = Identity()
 
-FAST = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P01", message="… administrator command")
-IMMEDIATE = Ending(
-    noticed="reading", signal="fin", severity="WARNING", sqlstate="57P01", message="… immediate shutdown"
-)
-BACKEND_CRASH = Ending(
-    noticed="reading", signal="fin", severity="WARNING", sqlstate="57P02", message="… crash of another"
-)
-ORPHANED = replace(FAST, message="terminating connection due to unexpected postmaster exit")
+FAST = fatal("57P01", "… administrator command")
+IMMEDIATE = ending("reading", signal="fin", severity="WARNING", sqlstate="57P01", message="… immediate shutdown")
+BACKEND_CRASH = ending("reading", signal="fin", severity="WARNING", sqlstate="57P02", message="… crash of another")
+ORPHANED = fatal("57P01", "terminating connection due to unexpected postmaster exit")
 SILENT = Ending(noticed="deadline")
 RESET = Ending(noticed="reading", signal="rst")
 CLOSED = Ending(noticed="reading", signal="fin")
-IDLE_SESSION = Ending(noticed="reading", signal="fin", severity="FATAL", sqlstate="57P05", message="… idle-session")
+IDLE_SESSION = fatal("57P05", "… idle-session")
 
 
 def advised(outages: Sequence[Outage]) -> Recommendation:
@@ -97,6 +92,11 @@ def make(now: float = 100.0, at: float | None = None, jitter: Callable[[], float
         now=now,
         at=now + EPOCH if at is None else at,
     )
+
+
+def not_connected(attempt: int, sqlstate: str | None, name: str, *, error: str = "no") -> NotConnected:
+    """What becomes of an attempt that a server refuses with this code; without one, none answered."""
+    return NotConnected(attempt=attempt, error=error, name=name, said=signal_of(sqlstate), sqlstate=sqlstate)
 
 
 class Script:
@@ -160,9 +160,9 @@ class Script:
         self.timer_until(Attempt)
         self.see(Connected(attempt=self.attempt, at=self.at, identity=identity, **more))
 
-    def fail(self, sqlstate: str | None = None, name: str = "ConnectionRefusedError", **more: Any) -> None:
+    def fail(self, sqlstate: str | None = None, name: str = "ConnectionRefusedError") -> None:
         self.timer_until(Attempt)
-        self.see(NotConnected(attempt=self.attempt, error=f"no: {sqlstate}", name=name, sqlstate=sqlstate, **more))
+        self.see(not_connected(self.attempt, sqlstate, name, error=f"no: {sqlstate}"))
 
     def write(self, writable: bool = True, timeline: int | None = None) -> None:
         self.see(WriteAnswered(at=self.at, writable=writable, timeline=timeline))
@@ -187,7 +187,7 @@ def in_state(state: State) -> Script:
             return script.healthy()
         case State.SUSPECT:
             script.healthy().see(SessionEnded(ending=RESET))
-        case State.BARRED:
+        case State.CONNECT_BLOCKED:
             script.healthy().fail("53300")
         case State.DOWN:
             script.healthy().see(SessionEnded(ending=RESET))
@@ -204,7 +204,7 @@ def in_state(state: State) -> Script:
 
 def fact_of(event: Event, script: Script) -> Fact:
     """The fact that means this event, with the question or attempt it answers brought about where that is possible."""
-    has_session = script.state in (State.HEALTHY, State.BARRED, State.READ_ONLY)
+    has_session = script.state in (State.HEALTHY, State.CONNECT_BLOCKED, State.READ_ONLY)
     match event:
         case Event.ANSWERED:
             if has_session:
@@ -301,14 +301,14 @@ def test_an_outage_nobody_saw_the_end_of_ended_some_time_since() -> None:
 
 
 def test_an_outage_nobody_saw_the_end_of_counts_but_lends_no_figure() -> None:
-    spell = Downtime(began=Interval(after=100.0, until=101.0), ended=Interval(after=103.0, until=104.0))
-    watched = Outage(id="x-1", target="db", kind="restart", connect=spell, read=spell, write=spell)
-    left_open = replace(watched, id="x-2", connect=None, write=replace(spell, ended=None))
+    downtime = Downtime(began=Interval(after=100.0, until=101.0), ended=Interval(after=103.0, until=104.0))
+    watched = Outage(id="x-1", target="db", kind="restart", connect=downtime, read=downtime, write=downtime)
+    left_open = replace(watched, id="x-2", connect=None, write=replace(downtime, ended=None))
     figures = advised([watched, found_over(left_open, 5000.0, writable=True)]).failover
     assert figures == FailoverFigures(
         outages=2, outage_seconds=Quantiles(p50=3.0, max=3.0), write_outage_seconds=Quantiles(p50=3.0, max=3.0)
     )
-    lost = replace(watched, connect=None, read=replace(spell, ended=None), write=replace(spell, ended=None))
+    lost = replace(watched, connect=None, read=replace(downtime, ended=None), write=replace(downtime, ended=None))
     assert advised([found_over(lost, 5000.0, writable=True)]).failover == FailoverFigures(
         outages=1, outage_seconds=None, write_outage_seconds=None
     )
@@ -396,7 +396,7 @@ def test_tells_kinds_apart(
     outage = outage_of(ending, failures, after).outage
     assert (outage.kind, outage.detail) == (kind, detail)
     assert over(outage)
-    assert set(spells(outage)) == ({"connect"} if failures else set()) | ({"read", "write"} if ending else set())
+    assert set(outage.downtimes) == ({"connect"} if failures else set()) | ({"read", "write"} if ending else set())
 
 
 def test_a_timeline_that_lags_behind_is_corrected_by_the_server_that_writes() -> None:
@@ -460,7 +460,7 @@ def test_names_that_move_are_followed() -> None:
 
 
 def test_a_name_that_moved_before_anything_broke_did_not_lag() -> None:
-    """The regular look at the door is the first to be led to the new server, which does not answer yet."""
+    """The regular look at the connect path is the first to be led to the new server, which does not answer yet."""
     script = Script()
     script.see(Resolved(addresses=("10.0.0.1",), asked=script.now))
     script.healthy(addresses=("10.0.0.1",))
@@ -525,7 +525,7 @@ def test_a_writer_demoted_under_a_living_session_is_a_role_flip() -> None:
     script.write()
     assert script.state is State.HEALTHY
     assert script.outage.kind == "role_flip"
-    assert set(spells(script.outage)) == {"write"}
+    assert set(script.outage.downtimes) == {"write"}
     assert script.told == []  # resting connections are not touched by it
 
 
@@ -543,12 +543,12 @@ def test_writing_is_not_expected_of_a_replica() -> None:
     script.connect(STANDBY)
     script.write(writable=False)
     status = script.machine.status(script.now)
-    assert (status.state, status.writable, status.trouble_at) == (State.READ_ONLY, False, None)
+    assert (status.state, status.writable, status.out_since_at) == (State.READ_ONLY, False, None)
     script.beat()
     script.see(SessionEnded(ending=FAST))
     script.connect(STANDBY)
     script.write(writable=False)
-    assert set(spells(script.outage)) == {"read"}
+    assert set(script.outage.downtimes) == {"read"}
     assert over(script.outage)
 
 
@@ -586,7 +586,7 @@ def test_demoted_while_it_was_asked_whether_it_can_write() -> None:
 def test_a_pooler_that_hides_a_changed_role_is_seen_through() -> None:
     script = Script().healthy(tells_role=False)
     healthy_at = script.now
-    script.connect(STANDBY)  # the regular look at the door
+    script.connect(STANDBY)  # the regular look at the connect path
     assert [type(command) for command in script.commands[-2:]] == [Discard, CheckWrite]
     script.write(writable=False)
     assert script.outage.kind == "role_flip"
@@ -621,8 +621,8 @@ def test_trouble_of_others_is_looked_into_at_once() -> None:
     seen = len(script.commands)
     script.timer()
     assert {type(command) for command in script.commands[seen:]} == {Beat, Attempt}
-    script.see(NotConnected(attempt=script.attempt, error="no", name="", sqlstate="53300"))
-    assert script.state is State.BARRED
+    script.see(not_connected(script.attempt, "53300", ""))
+    assert script.state is State.CONNECT_BLOCKED
 
 
 def test_nothing_is_recorded_before_the_first_contact() -> None:
@@ -632,12 +632,12 @@ def test_nothing_is_recorded_before_the_first_contact() -> None:
         script.fail()
     status = script.machine.status(script.now)
     assert (status.state, status.reachable, status.error) == (State.UNKNOWN, False, "no: None")
-    assert status.trouble_seconds == pytest.approx(script.now - 100.0)
+    assert status.out_seconds == pytest.approx(script.now - 100.0)
     script.connect()
     script.write()
     assert script.records == {}
     status = script.machine.status(script.now)
-    assert (status.reachable, status.writable, status.trouble_at, status.error) == (True, True, None, None)
+    assert (status.reachable, status.writable, status.out_since_at, status.error) == (True, True, None, None)
 
 
 # Clocks
@@ -651,10 +651,10 @@ def test_a_step_of_the_wall_clock_bends_no_duration() -> None:
     script.fail()
     script.connect(RESTARTED)
     script.write()
-    (spell,) = {script.outage.read}
-    assert spell is not None
-    assert spell.longest_seconds == pytest.approx(script.now - began, abs=0.2)
-    assert spell.began.until == pytest.approx(began + 0.01 + EPOCH)
+    (downtime,) = {script.outage.read}
+    assert downtime is not None
+    assert downtime.longest_seconds == pytest.approx(script.now - began, abs=0.2)
+    assert downtime.began.until == pytest.approx(began + 0.01 + EPOCH)
     script.beat()
     script.see(SessionEnded(ending=FAST))  # from here on the new time holds
     assert script.records["run-2"].read.began.until == pytest.approx(script.now + EPOCH + 3600)
@@ -667,7 +667,7 @@ def test_having_slept_is_no_outage() -> None:
     script.take(script.machine.handle_timer(script.now))
     script.see(BeatAnswered(at=script.at))
     assert script.state is State.HEALTHY
-    assert isinstance(script.commands[-1], Attempt)  # the look at the door, overdue as well
+    assert isinstance(script.commands[-1], Attempt)  # the look at the connect path, overdue as well
     script.see(NotConnected(attempt=script.attempt, error="no answer", name="TimeoutError"), after=60.0)
     assert script.state is State.HEALTHY
     assert script.records == {}
@@ -732,7 +732,7 @@ def test_jitter_makes_attempts_earlier_never_later() -> None:
         due = machine.next_deadline()
         assert due is not None
         now = max(now, due)
-        assert machine.handle_timer(now) == [Attempt(number)]
+        assert machine.handle_timer(now) == [Attempt(number=number)]
         machine.observe(NotConnected(attempt=number, error="no", name="OSError"), now)
         begun.append(now)
     spacings = [after - before for before, after in itertools.pairwise(begun)]
@@ -772,19 +772,19 @@ def test_a_server_that_ends_every_session_at_once_is_not_stormed() -> None:
     assert script.now > 100 + EVERY + 19 * RECONNECT
 
 
-def test_a_door_that_opened_again_is_not_said_to_have_shut_with_a_later_session() -> None:
+def test_a_connect_path_that_opened_again_is_not_said_to_have_shut_with_a_later_session() -> None:
     script = Script()
     script.timer()
     script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY), after=0.0)
-    script.see(SessionEnded(ending=FAST), after=0.0)  # in the moment the door was last seen open
+    script.see(SessionEnded(ending=FAST), after=0.0)  # in the moment the connect path was last seen open
     for _ in range(3):  # two of which get no answer
         script.timer()
     script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY), after=0.001)
     script.timer_until(Drop)  # the new session answers nothing
-    spell = script.outage.connect
-    assert spell is not None
-    assert spell.ended is not None
-    assert spell.began.after <= spell.ended.after
+    downtime = script.outage.connect
+    assert downtime is not None
+    assert downtime.ended is not None
+    assert downtime.began.after <= downtime.ended.after
 
 
 def test_others_that_cannot_write_any_more_are_stale_writers_of_that_outage() -> None:
@@ -818,7 +818,7 @@ def test_a_replica_has_no_stale_writers() -> None:
 # Limits on age
 
 
-def look_at_the_door(script: Script, identity: Identity = PRIMARY) -> Command:
+def look_at_connect_path(script: Script, identity: Identity = PRIMARY) -> Command:
     """What becomes of the next fresh connection."""
     script.connect(identity)
     return next(command for command in reversed(script.commands) if isinstance(command, Adopt | Discard))
@@ -828,7 +828,7 @@ def aged(script: Script, identity: Identity = PRIMARY, *, proven: float | None =
     """The session is nearly as old as `proven`, which is known only now."""
     until = script.now + 90
     while script.now < until:
-        assert isinstance(look_at_the_door(script, identity), Discard)
+        assert isinstance(look_at_connect_path(script, identity), Discard)
     script.see(AgeKnown(proven_seconds=proven))
     return script
 
@@ -837,22 +837,22 @@ def test_a_session_is_renewed_before_it_is_too_old() -> None:
     script = Script().healthy()
     script.see(AgeKnown(proven_seconds=100.0))
     opened = script.now
-    while isinstance(look_at_the_door(script), Discard):
+    while isinstance(look_at_connect_path(script), Discard):
         pass
     assert 49 <= script.now - opened < 50 + EVERY + DEADLINE + 1
     script.write()
     assert script.state is State.HEALTHY
-    assert isinstance(look_at_the_door(script), Discard), "the new one is young"
+    assert isinstance(look_at_connect_path(script), Discard), "the new one is young"
     assert not script.records
     assert not script.told
 
 
 @pytest.mark.parametrize("proven", [None, 1000.0])
 def test_a_session_is_kept_while_it_is_not_known_to_grow_too_old(proven: float | None) -> None:
-    assert isinstance(look_at_the_door(aged(Script().healthy(), proven=proven)), Discard)
+    assert isinstance(look_at_connect_path(aged(Script().healthy(), proven=proven)), Discard)
     lifted = aged(Script().healthy())
     lifted.see(AgeKnown(proven_seconds=None))
-    assert isinstance(look_at_the_door(lifted), Discard)
+    assert isinstance(look_at_connect_path(lifted), Discard)
 
 
 def test_a_session_that_is_asked_is_not_renewed() -> None:
@@ -863,26 +863,26 @@ def test_a_session_that_is_asked_is_not_renewed() -> None:
     script.take(script.machine.handle_timer(script.now))
     assert isinstance(script.commands[-1], Beat)
     script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY))
-    assert script.commands[-1] == Discard(script.attempt)
+    assert script.commands[-1] == Discard(number=script.attempt)
 
 
 @pytest.mark.parametrize("other", [RESTARTED, PROMOTED, RESCHEDULED])
 def test_a_session_is_not_renewed_by_another_server(other: Identity) -> None:
-    assert isinstance(look_at_the_door(aged(Script().healthy()), other), Discard)
+    assert isinstance(look_at_connect_path(aged(Script().healthy()), other), Discard)
 
 
 def test_a_replica_renews_its_session_in_peace() -> None:
     script = Script()
     script.connect(STANDBY)
     script.write(writable=False)
-    assert isinstance(look_at_the_door(aged(script, STANDBY), STANDBY), Adopt)
+    assert isinstance(look_at_connect_path(aged(script, STANDBY), STANDBY), Adopt)
     script.write(writable=False)
     assert (script.state, script.records) == (State.READ_ONLY, {})
 
 
 def test_what_a_renewed_session_goes_through_is_recorded_as_ever() -> None:
     script = aged(Script().healthy())
-    assert isinstance(look_at_the_door(script), Adopt)
+    assert isinstance(look_at_connect_path(script), Adopt)
     script.write()
     script.beat()
     script.see(SessionEnded(ending=FAST))
@@ -940,7 +940,7 @@ class Disturbance:
 class Truth:
     kind: str
     began: float
-    ended: dict[str, float]  # by spell
+    ended: dict[str, float]  # by downtime
     visible: bool = False  # sessions tell of it
     silent: bool = False  # attempts are not answered
     seen: bool = True  # so long that it cannot have been missed
@@ -1054,7 +1054,7 @@ class World:
     def fail(self, number: int, sqlstate: str | None, name: str) -> None:
         if number in self.attempts:
             del self.attempts[number]
-            self.see(NotConnected(attempt=number, error="no", name=name, sqlstate=sqlstate))
+            self.see(not_connected(number, sqlstate, name))
 
     def end_session(self, ending: Ending) -> None:
         session, self.session_lives = self.session, False
@@ -1125,24 +1125,24 @@ def check(outage: Outage, truth: Truth) -> None:
     assert over(outage)
     patience = 4 * World.CONNECT + 2 * RECONNECT
     # Over before a first attempt could come to nothing: then only the session bears witness.
-    conclusive = max(spell.began.until for spell in spells(outage).values()) + patience
-    if truth.seen and (missing := truth.ended.keys() - spells(outage).keys()):
+    conclusive = max(downtime.began.until for downtime in outage.downtimes.values()) + patience
+    if truth.seen and (missing := truth.ended.keys() - outage.downtimes.keys()):
         assert missing == {"connect"}
         assert truth.ended["connect"] + EPOCH < conclusive
     slack = 2 * World.TRIP + World.CONNECT
-    for name, spell in spells(outage).items():
+    for name, downtime in outage.downtimes.items():
         began, ended = truth.began + EPOCH, truth.ended[name] + EPOCH
-        assert spell.ended is not None
-        assert spell.began.after <= began <= spell.began.until, name
-        assert spell.ended.after <= ended <= spell.ended.until, name
+        assert downtime.ended is not None
+        assert downtime.began.after <= began <= downtime.began.until, name
+        assert downtime.ended.after <= ended <= downtime.ended.until, name
         width = RECONNECT if truth.visible else EVERY + DEADLINE
         if truth.silent and outage.read is None:  # found by an attempt alone, which was silent for its whole time
             width += DEADLINE
-        assert spell.began.width_seconds <= width + slack, name
+        assert downtime.began.width_seconds <= width + slack, name
         width = 2 * RECONNECT
         if truth.silent:  # of one that was over when it was noticed, the end is known no better than the beginning
             width = EVERY + DEADLINE + patience if ended < conclusive else DEADLINE / 4
-        assert spell.ended.width_seconds <= width + RECONNECT + slack, name
+        assert downtime.ended.width_seconds <= width + RECONNECT + slack, name
 
 
 DISTURBANCES = st.builds(
@@ -1175,7 +1175,7 @@ def test_the_truth_lies_inside_the_intervals(disturbances: list[Disturbance], se
         for outage in new:
             check(outage, truth)
         status = world.machine.status(world.now)
-        assert (status.state, status.trouble_at) == (State.HEALTHY, None)
+        assert (status.state, status.out_since_at) == (State.HEALTHY, None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -1193,7 +1193,7 @@ def test_a_known_age_costs_no_session_its_end(age: float, dies: Ending, seed: in
     world.see(AgeKnown(proven_seconds=age - World.CONNECT - EVERY))
     seen = len(world.records)
     world.run_until(world.now + 20 * age)
-    assert len(world.records) <= seen + 1, "one may have been too old for the next look at the door"
+    assert len(world.records) <= seen + 1, "one may have been too old for the next look at the connect path"
 
 
 # Illegal or not, in any order
@@ -1237,15 +1237,15 @@ class Shell(RuleBasedStateMachine):
         elif over(former):
             assert replace(former, connections_lost={}) == replace(outage, connections_lost={}), "changed afterwards"
         self.records[outage.id] = outage
-        assert spells(outage)
+        assert outage.downtimes
         if outage.dns_changed is not None:
             assert outage.dns_changed.after <= outage.dns_changed.until
             assert outage.dns_lag_seconds is not None
             assert outage.dns_lag_seconds >= 0
-        for spell in spells(outage).values():
-            assert spell.began.after <= spell.began.until
-            if spell.ended is not None:
-                assert spell.began.after <= spell.ended.after <= spell.ended.until
+        for downtime in outage.downtimes.values():
+            assert downtime.began.after <= downtime.began.until
+            if downtime.ended is not None:
+                assert downtime.began.after <= downtime.ended.after <= downtime.ended.until
 
     def tell(self, fact: Fact, *, legal: bool) -> None:
         if legal:
@@ -1287,7 +1287,7 @@ class Shell(RuleBasedStateMachine):
     @rule(data=st.data(), sqlstate=st.sampled_from([None, "57P03", "53300", "28P01"]))
     def not_connected(self, data: st.DataObject, sqlstate: str | None) -> None:
         number = data.draw(st.sampled_from(sorted(self.attempts)))
-        self.tell(NotConnected(attempt=number, error="no", name="OSError", sqlstate=sqlstate), legal=True)
+        self.tell(not_connected(number, sqlstate, "OSError"), legal=True)
 
     @rule(number=st.integers(-1, 3))
     def connected_without_attempt(self, number: int) -> None:

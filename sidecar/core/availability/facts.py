@@ -1,0 +1,112 @@
+"""What the shell tells the availability machine: facts, observed at a time, never interpreted.
+
+Fields called `at` are wall-clock seconds since the Unix epoch; all other times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sidecar.core.evidence import Ending
+from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeatAnswered:
+    """The session answered a beat."""
+
+    at: float  # wall clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteAnswered:
+    """The session answered whether it can write. `timeline` is the server's own, None where it would not tell."""
+
+    at: float  # wall clock
+    writable: bool
+    timeline: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEnded:
+    """The session is gone."""
+
+    ending: Ending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChanged:
+    """The server told, unasked, that the session can from now on (not) write."""
+
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The name of the database was looked up for an attempt. `asked` is the (monotonic) time of the question."""
+
+    addresses: tuple[str, ...]  # sorted
+    asked: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connected:
+    """An attempt succeeded: a fresh connection has answered its first query."""
+
+    attempt: int
+    at: float  # wall clock
+    identity: Identity
+    addresses: tuple[str, ...] = ()  # all the name resolved to, sorted
+    tells_role: bool = True  # the server reports a change of role unasked (PostgreSQL 14+, no pooler between)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotConnected:
+    """An attempt failed. `error` is fit for operators; `name` is that of the error where there is no SQLSTATE.
+
+    `said` is what the server meant by its refusal, `sqlstate` how it put it; both are None when no server answered.
+    """
+
+    attempt: int
+    error: str
+    name: str
+    said: ServerSignal | None = None
+    sqlstate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledLost:
+    """Somebody else's connection is of no use any more: a Death, or STALE_WRITER where it lives.
+
+    `well_at` is the (monotonic) time at which it was last known to be of use.
+    """
+
+    loss: str
+    well_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspected:
+    """Somebody else had trouble, connecting or otherwise: have a look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgeKnown:
+    """To what age sessions live on this path, however busy they are; None where no limit on it is known (any more)."""
+
+    proven_seconds: float | None
+
+
+Fact = (
+    BeatAnswered
+    | WriteAnswered
+    | SessionEnded
+    | RoleChanged
+    | Resolved
+    | Connected
+    | NotConnected
+    | PooledLost
+    | Suspected
+    | AgeKnown
+)
