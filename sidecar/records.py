@@ -38,9 +38,19 @@ class OutageNews:
 
 
 class Records:
-    """The observations and outages of one target; those given are what earlier lives left, oldest first."""
+    """The observations and outages of one target; those given are what earlier lives left, oldest first.
 
-    def __init__(self, observations: Sequence[Observation] = (), outages: Sequence[Outage] = ()) -> None:
+    Beyond `remembered` of either the oldest are forgotten.
+    """
+
+    def __init__(
+        self,
+        observations: Sequence[Observation] = (),
+        outages: Sequence[Outage] = (),
+        *,
+        remembered: int = REMEMBERED,
+    ) -> None:
+        self._remembered = remembered
         self._observations: dict[str, Observation] = {}
         self._outages = {outage.id: outage for outage in outages}
         self._unfinished = [outage for outage in outages if not over(outage)]  # an earlier life did not see their end
@@ -68,7 +78,7 @@ class Records:
             longest = self._keepalive_survivals.get(observation.regime, 0.0)
             self._keepalive_survivals[observation.regime] = max(longest, observation.idle_seconds)
         is_new = observation.id not in self._observations
-        _remember(self._observations, observation)
+        self._remember(self._observations, observation)
         return is_new
 
     def add_outage(self, outage: Outage, *, is_lifetime_expiry: bool) -> OutageNews | None:
@@ -77,7 +87,7 @@ class Records:
         record = reconciled(outage, before, is_lifetime_expiry=is_lifetime_expiry)
         if record is None:
             return None
-        _remember(self._outages, record)
+        self._remember(self._outages, record)
         return OutageNews(outage=record, is_first=before is None, just_over=just_over(record, before))
 
     def end_unfinished(self, well_at: float, *, writable: bool) -> list[Outage]:
@@ -88,6 +98,11 @@ class Records:
         found = [(outage, found_over(outage, well_at, writable=writable)) for outage in self._unfinished]
         self._unfinished = [after for _, after in found if not over(after)]
         return [after for before, after in found if after != before]
+
+    def _remember(self, records: dict[str, _T], record: _T) -> None:
+        records[record.id] = record
+        if len(records) > self._remembered:
+            del records[next(iter(records))]
 
 
 class PoolFigures:
@@ -108,9 +123,3 @@ class PoolFigures:
             self.checkout = self.ledger.checkouts(pre_ping=False)
             self.checkout_with_ping = self.ledger.checkouts(pre_ping=True)
             self._checkouts_at = now
-
-
-def _remember(records: dict[str, _T], record: _T) -> None:
-    records[record.id] = record
-    if len(records) > REMEMBERED:
-        del records[next(iter(records))]

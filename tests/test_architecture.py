@@ -49,6 +49,8 @@ def test_the_contracts_hold() -> None:
         ("core/idle/machine.py", "import asyncio", "the core knows no clock"),
         ("core/idle/knowledge.py", "import random", "the core knows no clock"),
         ("core/views.py", "from sidecar import logs", "imports point one way"),
+        ("assessment.py", "import time", "an assessment knows no clock"),
+        ("assessment.py", "from sidecar.probes import pool", "an assessment knows no clock"),
         ("store/queries.py", "from sidecar.probes.postgresql import wire", "imports point one way"),
         ("web/routes.py", "import asyncpg", "asyncpg is known to the PostgreSQL driver"),
         ("probes/pool.py", "import asyncpg", "asyncpg is known to the PostgreSQL driver"),

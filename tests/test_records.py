@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
-from sidecar import records as records_module
 from sidecar.core.evidence import Arm, Downtime, Interval, Observation, Outage, OutageKind, Outcome
 from sidecar.records import PING_COST_SECONDS, PoolFigures, Records
 
@@ -42,9 +39,8 @@ def test_an_observation_judged_anew_replaces_the_former_and_is_not_new() -> None
     assert [(seen.id, seen.outcome) for seen in records.observations] == [("run-1", "censored"), ("run-2", "survived")]
 
 
-def test_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records_module, "REMEMBERED", 3)
-    records = Records([rest(1), rest(2)])
+def test_the_oldest_are_forgotten() -> None:
+    records = Records([rest(1), rest(2)], remembered=3)
     for number in (3, 4, 5):
         records.add_observation(rest(number))
         records.add_outage(replace(OVER, id=f"run-{number}"), is_lifetime_expiry=False)
