@@ -19,7 +19,7 @@ from urllib.parse import urlencode, urlsplit
 from sidecar import __version__
 
 if TYPE_CHECKING:
-    from sidecar.settings import HttpSettings, Settings
+    from sidecar.settings.model import HttpSettings, Settings
 
 DEMO_PATHS = ("silent", "reset", "close", "server", "failover")
 MILESTONES = ("provisional", "confirmed", "verified")
@@ -77,7 +77,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure one path once, without a service: how long connections may rest, how they die, and what to set."""
-    from sidecar.settings import ConfigurationError, load_settings
+    from sidecar.settings.loading import ConfigurationError, load_settings
 
     flags = {name: value for name, value in vars(arguments).items() if "." in name}
     try:
@@ -206,7 +206,7 @@ def openapi(arguments: argparse.Namespace) -> int:
 
 
 def _configured(flags: dict[str, object], file: Path | None) -> Settings:
-    from sidecar.settings import ConfigurationError, load_settings
+    from sidecar.settings.loading import ConfigurationError, load_settings
 
     try:
         return load_settings(flags, os.environ, file)
@@ -215,7 +215,7 @@ def _configured(flags: dict[str, object], file: Path | None) -> Settings:
 
 
 def _http() -> HttpSettings:
-    from sidecar.settings import ConfigurationError, load_http
+    from sidecar.settings.loading import ConfigurationError, load_http
 
     try:
         return load_http(os.environ)
@@ -278,7 +278,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _duration(least: str, most: str) -> Callable[[str], object]:
     def read(text: str) -> object:
-        from sidecar.settings import Duration
+        from sidecar.settings.values import Duration
 
         try:
             return Duration(least, most).read(text)

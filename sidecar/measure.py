@@ -30,7 +30,7 @@ from sidecar.metrics import Counts
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
 from sidecar.probes.postgresql.observer import observe
 from sidecar.probes.postgresql.wire import ConnectionEnded
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 from sidecar.target import Target
 from sidecar.threads import Threads
 

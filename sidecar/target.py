@@ -29,7 +29,7 @@ from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, Poo
 from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.probes.postgresql.observer import keep_observing
 from sidecar.probes.trial import Trials
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 
 log = logging.getLogger("sidecar.target")
 

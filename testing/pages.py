@@ -21,7 +21,8 @@ from pydantic.fields import FieldInfo
 
 from sidecar.cli import _parser
 from sidecar.metrics import Metrics
-from sidecar.settings import DatabaseUrl, Section, Settings, keys
+from sidecar.settings.model import Section, Settings, keys
+from sidecar.settings.url import DatabaseUrl
 from sidecar.web.openapi import document
 from testing.pictures import Picture, outage, target, verified
 

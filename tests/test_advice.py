@@ -35,7 +35,7 @@ from sidecar.core.idle.machine import IdleStatus, Stage
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.postgresql.endpoint import Endpoint
 from sidecar.probes.postgresql.observer import observe
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
 DEAR = PingCost(

@@ -17,7 +17,8 @@ import yaml
 
 from sidecar import __version__
 from sidecar.cli import main
-from sidecar.settings import keys, load_settings
+from sidecar.settings.loading import load_settings
+from sidecar.settings.model import keys
 from sidecar.web.openapi import document
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, measuring, target, verified

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 
 async def given_up_after_each_step(endpoint: Endpoint) -> None:

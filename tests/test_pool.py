@@ -23,7 +23,7 @@ from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes import pool as pool_module
 from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, Connected, PoolFact, PrePinged, TurnFailed
 from sidecar.probes.postgresql.endpoint import Endpoint
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 from testing import pictures
 from testing.watching import CULL, demote, execute, reinstate
 

@@ -25,7 +25,7 @@ import pytest
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, free_port
 from sidecar.service import Service
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 from sidecar.store.tables import observations
 from sidecar.target import Target
 from sidecar.web.client import Reply, Unreachable, ask

@@ -23,7 +23,7 @@ from sidecar.core.idle.machine import IdleMachine
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes.idle import IdleProbeRunner
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 CONNECTIONS = 3
 DEADLINE_SECONDS = 0.5

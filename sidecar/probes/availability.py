@@ -47,7 +47,7 @@ from sidecar.core.evidence import Aged, Disturbed, Outage
 from sidecar.core.identity import Identity
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
 from sidecar.probes.postgresql.wire import ConnectionEnded, ProbeConnection, takes_no_writes
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 _T = TypeVar("_T")
 

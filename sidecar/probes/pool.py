@@ -42,7 +42,7 @@ from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.evidence import Death
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
 from sidecar.probes.postgresql.wire import reported, takes_no_writes
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 ROUND_EVERY_SECONDS = 5.0
 """Often enough that no limit worth living with is reached between two rounds, seldom enough to cost nothing."""

@@ -19,7 +19,7 @@ import asyncpg
 
 from sidecar.core.evidence import Keepalive
 from sidecar.probes.postgresql.wire import ProbeConnection, set_socket_options
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 APPLICATION = "connection-health-sidecar"
 
