@@ -23,8 +23,8 @@ from sidecar.catalogue import known_limits
 from sidecar.core.advice.attribution import defaults
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render import FORMATS
-from sidecar.core.evidence import Observation, Status
-from sidecar.core.idle.forecast import REACHED, forecast
+from sidecar.core.evidence import MILESTONES, Observation, Status
+from sidecar.core.idle.forecast import forecast
 from sidecar.core.views import TargetView
 from sidecar.metrics import Counts
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
@@ -155,7 +155,7 @@ class _Measurement:
                 while True:
                     view = target.view
                     show(self._elapsed, _summary(view), self._remark(view, common))
-                    if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
+                    if view.recommendation.status in MILESTONES[MILESTONES.index(self._goal) :]:
                         return "reached", None
                     if (left := self._budget_seconds - self._elapsed) <= 0:
                         return "out_of_time", None
@@ -176,7 +176,7 @@ class _Measurement:
             return view.readiness.reason
         if view.stage == "paused":
             return "waiting until the server has connections to spare"
-        if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
+        if view.recommendation.status in MILESTONES[MILESTONES.index(self._goal) :]:
             return ""
         togo = forecast(
             goal=self._goal,

@@ -22,7 +22,7 @@ from sidecar.core.idle.lifetime import BEYOND, OUTLIVED, AgeLimit, Life, Lifetim
 from sidecar.core.idle.machine import BUSY_SHARE, RULER, IdleMachine, IdleStatus
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import run_service
-from sidecar.web.client import ask
+from sidecar.remote import ask
 from testing.simulation import Simulation, World
 
 # -- what lives tell --------------------------------------------------------------------------------------------------

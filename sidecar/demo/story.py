@@ -20,10 +20,16 @@ from sidecar.demo.path import Fault, FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, ServerError
 from sidecar.demo.service import Service, ServiceError, run_service
 from sidecar.demo.standby import StandbyServer
+from sidecar.demo.stories import Story
 from sidecar.terminal import Show, dead, findings, lived, progress, seconds
 
-_FAULTS: Mapping[str, Fault | None] = {"silent": "silent", "reset": "reset", "close": "close", "server": None}
-"""By `--path`. `server` is a plain connection: there PostgreSQL itself ends idle sessions."""
+_FAULTS: Mapping[Story, Fault | None] = {
+    Story.SILENT: "silent",
+    Story.RESET: "reset",
+    Story.CLOSE: "close",
+    Story.SERVER: None,
+}
+"""What the path does at the limit. None: a plain connection, on which PostgreSQL itself ends idle sessions."""
 
 _TOLERANCE = 0.05  # of the true limit, for exit status 0
 _POLL_SECONDS = 0.5
@@ -31,7 +37,7 @@ _VERIFIED_WITHIN = 4.0  # limits; what is known by then is the result
 _INTERRUPTED = 130
 
 
-def run(path: str, limit_seconds: float, once: bool) -> int:
+def run(path: Story, limit_seconds: float, once: bool) -> int:
     """Tell the story of one `--path`, on standard output; returns the exit status.
 
     0: told once, and the limit found is within 5 % of the true one; on the path `failover`, every outage was recorded
@@ -42,7 +48,7 @@ def run(path: str, limit_seconds: float, once: bool) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     try:
         console.print("Starting PostgreSQL ...")
-        if path == "failover":
+        if path is Story.FAILOVER:
             with PostgresServer() as primary, StandbyServer(primary) as standby:
                 return 0 if asyncio.run(failover.tell(console, primary, standby, once=once)) else 1
         fault = _FAULTS[path]
@@ -58,7 +64,9 @@ def run(path: str, limit_seconds: float, once: bool) -> int:
 
 
 class _Story:
-    def __init__(self, console: Console, server: PostgresServer, path: str, limit_seconds: float, began: float) -> None:
+    def __init__(
+        self, console: Console, server: PostgresServer, path: Story, limit_seconds: float, began: float
+    ) -> None:
         self._console = console
         self._server = server
         self._path = path
@@ -91,7 +99,7 @@ class _Story:
             )
             told = "is not told" if fault else "can read it from the server, but goes by what it measures"
             self._console.print(
-                f"Path {self._path!r}: idle limit {limit:g} s. The service {told}; it looks for a limit between "
+                f"Path {self._path.value!r}: idle limit {limit:g} s. The service {told}; it looks for a limit between "
                 f"{floor:g} s and {cap:g} s, and a connection that answers nothing for 2 s is dead to it.\n"
                 f"It answers at {service.address}\n"
             )

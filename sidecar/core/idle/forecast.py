@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
 
-from sidecar.core.evidence import Death, Status
+from sidecar.core.evidence import MILESTONES, Death, Status
 from sidecar.core.idle.probes import ProbeView
 
-REACHED = (Status.PROVISIONAL, Status.CONFIRMED, Status.VERIFIED)
-
-# connections: limits that pass until each of REACHED, where deaths show only on use, and where they show by themselves
+# connections: limits that pass until each milestone, where deaths show only on use, and where they show by themselves
 _MULTIPLES = {
     2: ((4.7, 5.6, 7.1), (2.0, 3.0, 5.3)),
     4: ((2.5, 2.8, 3.7), (1.3, 1.7, 2.9)),
@@ -79,7 +77,7 @@ def forecast(
         return None
     shows = limit is not None and limit.death is not None and limit.death.visible
     unseen, by_themselves = _MULTIPLES[max((k for k in _MULTIPLES if k <= len(probes)), default=2)]
-    multiple = (by_themselves if shows else unseen)[REACHED.index(goal)]
+    multiple = (by_themselves if shows else unseen)[MILESTONES.index(goal)]
     return Forecast(
         seconds=max(multiple * expected - elapsed_seconds, min(due), 0.0),
         if_limit_seconds=expected if dead_by is None else None,
