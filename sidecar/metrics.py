@@ -23,25 +23,14 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from sidecar import __version__
-from sidecar.core.advice.recommendation import IdleLimit, LifetimeLimit, Recommendation
-from sidecar.core.evidence import Cause, Death, Outage, OutageKind, Status
+from sidecar.core.advice.recommendation import IdleLimit, LifetimeLimit, Recommendation, VerdictKind
+from sidecar.core.evidence import Cause, Death, Outage, OutageKind, Outcome, Status
 from sidecar.core.views import Source
 
 PREFIX = "connection_health"
-OUTCOMES = ("survived", "died", "censored")
-OUTAGE_KINDS = (
-    "restart",
-    "failover",
-    "switchover",
-    "cull",
-    "partition",
-    "refusal",
-    "authentication",
-    "role_flip",
-    OutageKind.LIFETIME,
-    "unknown",
-)
-VERDICTS = ("protected", "exposed", "unknown")
+OUTCOMES = tuple(Outcome)
+OUTAGE_KINDS = tuple(OutageKind)
+VERDICTS = tuple(VerdictKind)
 # fmt: off
 LATENCY_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
@@ -123,7 +112,7 @@ class Counts:
 
         A kind this module has not heard of counts as unknown.
         """
-        key = (target, kind if kind in OUTAGE_KINDS else "unknown")
+        key = (target, kind if kind in OUTAGE_KINDS else OutageKind.UNKNOWN)
         self._outages[key].inc()
         if seconds is not None:
             self._outage_seconds[key].observe(seconds)
@@ -248,8 +237,8 @@ def _bounds(limit: IdleLimit | LifetimeLimit | None) -> dict[str, float | None]:
     }
 
 
-def _verdict(advice: Recommendation) -> str:
-    return "unknown" if advice.application is None else advice.application.verdict
+def _verdict(advice: Recommendation) -> VerdictKind:
+    return VerdictKind.UNKNOWN if advice.application is None else advice.application.verdict
 
 
 def _dead_tasks(faults: Iterable[str], target: str) -> int:

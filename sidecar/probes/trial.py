@@ -20,7 +20,8 @@ from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-from sidecar.core.advice.trials import RECOMMENDED, Attempt, Setup, TrialResult
+from sidecar.core.advice.recommendation import SetupName, TrialOutcome
+from sidecar.core.advice.trials import Attempt, Setup, TrialResult
 from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
 
 log = logging.getLogger("sidecar.trial")
@@ -110,7 +111,7 @@ class Trials:
             log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
             await asyncio.sleep(PAUSE_SECONDS)
             return
-        if result.outcome != "ok":
+        if result.outcome != TrialOutcome.OK:
             await asyncio.sleep(PAUSE_SECONDS)  # what the heartbeat saw of it may still be on its way
             if self._disturbed_at >= began:
                 log.debug("trial void", extra={"target": self._target, "setup": name, "reason": "an outage"})
@@ -120,7 +121,7 @@ class Trials:
         self.results = (*(other for other in self.results if other.setup != attempt.setup), result)[-REMEMBERED:]
         self._ended(result)
         log.log(
-            logging.WARNING if name == RECOMMENDED and result.outcome != "ok" else logging.INFO,
+            logging.WARNING if name == SetupName.RECOMMENDED and result.outcome != TrialOutcome.OK else logging.INFO,
             "trial ended",
             extra={"target": self._target, "setup": name, "outcome": result.outcome, "error": result.error},
         )
@@ -157,23 +158,23 @@ async def try_out(
         before, rested_from = len(opened), loop.time()
         await asyncio.sleep(rest_seconds)
         asked = loop.time()
-        outcome, error = "ok", None
+        outcome, error = TrialOutcome.OK, None
         try:
             await _query(engine, patience_seconds)
         except _Hang:
-            outcome, error = "hang", f"no answer within {patience_seconds:g} s"
+            outcome, error = TrialOutcome.HANG, f"no answer within {patience_seconds:g} s"
         except CHECKOUT_FAILED as failure:
-            outcome, error = "error", _told(failure)
+            outcome, error = TrialOutcome.ERROR, _told(failure)
         took = loop.time() - asked
-        if outcome != "ok":
+        if outcome != TrialOutcome.OK:
             await _control(endpoint)
         return TrialResult(
             setup=setup,
             at=time.time(),
             idle_seconds=asked - rested_from,
             outcome=outcome,
-            checkout_seconds=took if outcome == "ok" else None,
-            reconnected=len(opened) > before if outcome == "ok" else None,
+            checkout_seconds=took if outcome == TrialOutcome.OK else None,
+            reconnected=len(opened) > before if outcome == TrialOutcome.OK else None,
             error=error,
         )
     finally:

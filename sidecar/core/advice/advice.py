@@ -49,11 +49,13 @@ from sidecar.core.advice.recommendation import (
     Quantiles,
     Recommendation,
     Remark,
+    SetupName,
     SocketOptions,
+    TrialOutcome,
     Verdict,
+    VerdictKind,
 )
 from sidecar.core.advice.trials import (
-    APPLICATION,
     TrialResult,
     counterfactuals,
     latest,
@@ -213,7 +215,7 @@ def after_trials(
     verified = None if last is None else verification(last)
     verdict = _tried(advice, trials, application)
     advice = replace(advice, verification=verified, trials=table(trials), application=verdict)
-    if last is None or last.outcome == "ok":
+    if last is None or last.outcome == TrialOutcome.OK:
         return advice
     cautious = _age(min(policy.safety * shortest_rest, advice.settings.pool_recycle))
     withdrawn = Remark(
@@ -234,19 +236,21 @@ def _tried(
     advice: Recommendation, trials: Sequence[TrialResult], application: ApplicationSettings | None
 ) -> Verdict | None:
     """The verdict on the application, where a pool with its settings has been tried: that has the last word."""
-    own = next((setup for setup in counterfactuals(advice, application) if setup.name == APPLICATION), None)
+    own = next((setup for setup in counterfactuals(advice, application) if setup.name == SetupName.APPLICATION), None)
     last = latest(trials, own)
     if last is None or advice.application is None:
         return advice.application
     rested = f"A pool with its settings was tried on this path: after {last.idle_seconds:.1f} s of rest"
-    if last.outcome == "ok":
+    if last.outcome == TrialOutcome.OK:
         took = 1000 * (last.checkout_seconds or 0)
         return Verdict(
-            verdict="protected",
+            verdict=VerdictKind.PROTECTED,
             because=f"{rested} a checkout and its first query succeeded, in {took:.0f} ms.",
         )
-    happened = "the query hung" if last.outcome == "hang" else "the query failed"
-    return Verdict(verdict="exposed", because=f"{rested} {happened} ({last.error}). {advice.application.because}")
+    happened = "the query hung" if last.outcome == TrialOutcome.HANG else "the query failed"
+    return Verdict(
+        verdict=VerdictKind.EXPOSED, because=f"{rested} {happened} ({last.error}). {advice.application.because}"
+    )
 
 
 def _idle_limit(idle: IdleStatus, catalogue: Iterable[KnownLimit]) -> IdleLimit | None:

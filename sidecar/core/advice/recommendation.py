@@ -6,8 +6,43 @@ A number that is not known is None, never a default that poses as a measurement.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from sidecar.core.evidence import Death, Keepalive, Status
+
+
+class VerdictKind(StrEnum):
+    """Whether the application survives this path with the settings it has."""
+
+    PROTECTED = "protected"
+    EXPOSED = "exposed"
+    UNKNOWN = "unknown"
+
+
+class SetupName(StrEnum):
+    """Whose settings a trial puts to the test."""
+
+    RECOMMENDED = "recommended"  # the advice itself
+    KEEPALIVE_ONLY = "keepalive_only"
+    DEFAULTS = "defaults"
+    PRE_PING_ONLY = "pre_ping_only"
+    RECYCLE_ONLY = "recycle_only"
+    APPLICATION = "application"  # what the application declares
+
+
+class TrialOutcome(StrEnum):
+    """What the checkout after the rest came to."""
+
+    OK = "ok"
+    ERROR = "error"  # it failed at once, or after a while
+    HANG = "hang"  # nobody answered, and nothing ended the wait
+
+
+class VerificationOutcome(StrEnum):
+    """What the advice's own trial came to: an error and a hang are the same here, both withdraw it."""
+
+    OK = "ok"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +122,7 @@ class FailoverFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    verdict: str  # protected | exposed | unknown
+    verdict: VerdictKind
     because: str
 
 
@@ -95,7 +130,7 @@ class Verdict:
 class Verification:
     """A trial of exactly these settings on this very path."""
 
-    outcome: str  # ok | failed
+    outcome: VerificationOutcome
     idle_seconds: float
     checkout_ms: float | None
     at: float
@@ -105,11 +140,11 @@ class Verification:
 class Trial:
     """What a pool with these settings lived through on this path: checked out, left to rest, checked out again."""
 
-    name: str  # recommended | defaults | pre_ping_only | recycle_only | keepalive_only | application
+    name: SetupName
     pool_recycle: float  # seconds; -1 = never
     pool_pre_ping: bool
     keepalive: bool  # with the socket options of the advice
-    outcome: str  # ok | error | hang
+    outcome: TrialOutcome
     idle_seconds: float
     checkout_ms: float | None  # of the second checkout and its query; None when it failed or hung
     reconnected: bool | None  # whether it was served by another connection than the first

@@ -16,7 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sidecar.core.advice.ping_cost import milliseconds
-from sidecar.core.advice.recommendation import Recommendation, Trial, Verification
+from sidecar.core.advice.recommendation import (
+    Recommendation,
+    SetupName,
+    Trial,
+    TrialOutcome,
+    Verification,
+    VerificationOutcome,
+)
 from sidecar.core.advice.verdict import ApplicationSettings
 from sidecar.core.evidence import Keepalive, Status
 
@@ -24,16 +31,12 @@ REST_BEYOND = 1.05  # of the shortest fatal rest
 EVERY_SECONDS = 86400.0  # the same settings are tried again once a day
 AFTER_FAILURE_SECONDS = 900.0  # the advice that failed; what others would set is expected to
 
-RECOMMENDED = "recommended"
-APPLICATION = "application"
-KEEPALIVE_ONLY = "keepalive_only"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """The settings of one pool under trial. `pool_recycle` is seconds, -1 for never."""
 
-    name: str
+    name: SetupName
     pool_recycle: float
     pool_pre_ping: bool
     selective_pre_ping_after: float | None = None
@@ -50,7 +53,7 @@ class TrialResult:
     setup: Setup
     at: float  # wall clock
     idle_seconds: float  # what it really rested
-    outcome: str  # ok | error | hang
+    outcome: TrialOutcome
     checkout_seconds: float | None  # of the second checkout, its query included; None when it failed or hung
     reconnected: bool | None  # whether the second query ran on another connection than the first
     error: str | None = None
@@ -68,7 +71,7 @@ def recommended(advice: Recommendation) -> Setup:
     """The settings of the advice, as the engine of the format `python` has them."""
     settings, socket = advice.settings, advice.socket
     return Setup(
-        name=RECOMMENDED,
+        name=SetupName.RECOMMENDED,
         pool_recycle=settings.pool_recycle_with_keepalive or settings.pool_recycle,
         pool_pre_ping=settings.pool_pre_ping,
         selective_pre_ping_after=settings.selective_pre_ping_after,
@@ -84,17 +87,17 @@ def counterfactuals(advice: Recommendation, application: ApplicationSettings | N
     caches = advice.connect_args.get("statement_cache_size") != 0
     setups = [
         Setup(
-            name=KEEPALIVE_ONLY,
+            name=SetupName.KEEPALIVE_ONLY,
             pool_recycle=-1,
             pool_pre_ping=False,
             keepalive=advice.socket.keepalive,
             user_timeout_ms=advice.socket.user_timeout_ms,
             statement_caches=caches,
         ),
-        Setup(name="defaults", pool_recycle=-1, pool_pre_ping=False, statement_caches=caches),
-        Setup(name="pre_ping_only", pool_recycle=-1, pool_pre_ping=True, statement_caches=caches),
+        Setup(name=SetupName.DEFAULTS, pool_recycle=-1, pool_pre_ping=False, statement_caches=caches),
+        Setup(name=SetupName.PRE_PING_ONLY, pool_recycle=-1, pool_pre_ping=True, statement_caches=caches),
         Setup(
-            name="recycle_only",
+            name=SetupName.RECYCLE_ONLY,
             pool_recycle=advice.settings.pool_recycle,
             pool_pre_ping=False,
             statement_caches=caches,
@@ -103,7 +106,7 @@ def counterfactuals(advice: Recommendation, application: ApplicationSettings | N
     if application is not None and application.pool_recycle is not None and application.pool_pre_ping is not None:
         setups.append(
             Setup(
-                name=APPLICATION,
+                name=SetupName.APPLICATION,
                 pool_recycle=_plain(application.pool_recycle),
                 pool_pre_ping=application.pool_pre_ping,
                 statement_caches=caches,
@@ -142,7 +145,7 @@ def attempts(
         return
     for setup in (recommended(advice), *counterfactuals(advice, application)):
         wanted = rest
-        if setup.name == KEEPALIVE_ONLY and advice.settings.pool_recycle_with_keepalive is not None:
+        if setup.name == SetupName.KEEPALIVE_ONLY and advice.settings.pool_recycle_with_keepalive is not None:
             wanted = max(rest, longest_age)  # it has been seen to help: now for how long
         if due_in(results, setup, now_at, rest_seconds=wanted) == 0:
             yield Attempt(setup=setup, rest_seconds=wanted)
@@ -154,19 +157,23 @@ def due_in(results: Sequence[TrialResult], setup: Setup, now_at: float, *, rest_
     last = latest((result for result in results if result.idle_seconds >= rest_seconds), setup)
     if last is None:
         return 0.0
-    again = setup.name == RECOMMENDED and last.outcome != "ok"
+    again = setup.name == SetupName.RECOMMENDED and last.outcome != TrialOutcome.OK
     return max(0.0, last.at + (AFTER_FAILURE_SECONDS if again else EVERY_SECONDS) - now_at)
 
 
 def kept_alive(result: TrialResult) -> bool:
     """Whether keepalive alone carried one and the same connection through the rest."""
-    return result.setup.name == KEEPALIVE_ONLY and result.outcome == "ok" and result.reconnected is False
+    return (
+        result.setup.name == SetupName.KEEPALIVE_ONLY
+        and result.outcome == TrialOutcome.OK
+        and result.reconnected is False
+    )
 
 
 def verification(result: TrialResult) -> Verification:
     """A trial of the advice's own settings, as the advice carries it."""
     return Verification(
-        outcome="ok" if result.outcome == "ok" else "failed",
+        outcome=VerificationOutcome.OK if result.outcome == TrialOutcome.OK else VerificationOutcome.FAILED,
         idle_seconds=round(result.idle_seconds, 3),
         checkout_ms=milliseconds(result.checkout_seconds),
         at=result.at,
@@ -178,7 +185,9 @@ def table(results: Sequence[TrialResult]) -> tuple[Trial, ...]:
     by_name: dict[str, TrialResult] = {}
     for result in sorted(results, key=lambda result: result.at):
         by_name[result.setup.name] = result
-    ordered = sorted(by_name.values(), key=lambda result: (result.setup.name != RECOMMENDED, result.setup.name))
+    ordered = sorted(
+        by_name.values(), key=lambda result: (result.setup.name != SetupName.RECOMMENDED, result.setup.name)
+    )
     return tuple(
         Trial(
             name=result.setup.name,

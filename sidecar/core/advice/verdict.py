@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sidecar.core.advice.bounds import at_least, at_most
-from sidecar.core.advice.recommendation import IdleLimit, LifetimeLimit, Remark, Verdict
+from sidecar.core.advice.recommendation import IdleLimit, LifetimeLimit, Remark, Verdict, VerdictKind
 from sidecar.core.evidence import Death
 
 HANG = "hangs until the kernel gives up, about 15 minutes by default"
@@ -56,14 +56,14 @@ def judge_application(
 ) -> Verdict:
     """`protected`, `exposed` or `unknown`, with a sentence that says what happens."""
     if limit is None or limit.proven_seconds <= 0:
-        return Verdict(verdict="unknown", because="Nothing is proven about this path yet.")
+        return Verdict(verdict=VerdictKind.UNKNOWN, because="Nothing is proven about this path yet.")
     if settings is None or (settings.pool_recycle is None and settings.pool_pre_ping is None):
         return _by_activity(activity, limit)
     recycle = settings.pool_recycle
     oldest = limit.proven_seconds if lifetime is None else min(limit.proven_seconds, lifetime.proven_seconds)
     if recycle is not None and 0 <= recycle <= oldest:
         return Verdict(
-            verdict="protected",
+            verdict=VerdictKind.PROTECTED,
             because=f"pool_recycle = {recycle:g} s: no connection older than that is handed out, and"
             f" {at_least(limit.proven_seconds)} s of rest are proven to survive.",
         )
@@ -74,7 +74,7 @@ def judge_application(
             settings, f"connections older than {at_most(lifetime.dead_by_seconds or oldest)} s", lifetime.death
         )
     return Verdict(
-        verdict="unknown",
+        verdict=VerdictKind.UNKNOWN,
         because=f"Connections survived {at_least(limit.proven_seconds)} s of rest so far; whether they survive until"
         f" {_age(recycle)} is not known yet.",
     )
@@ -85,19 +85,22 @@ def _without_recycle(settings: ApplicationSettings, dead: str, death: Death) -> 
     handed_out = f"pool_recycle ({_age(settings.pool_recycle)}) lets the pool hand them out"
     if settings.pool_recycle is None or settings.pool_pre_ping is None:
         missing = "pool_recycle" if settings.pool_recycle is None else "pool_pre_ping"
-        return Verdict(verdict="unknown", because=f"The application's {missing} is not known, and it decides here.")
+        return Verdict(
+            verdict=VerdictKind.UNKNOWN, because=f"The application's {missing} is not known, and it decides here."
+        )
     if not settings.pool_pre_ping:
         return Verdict(
-            verdict="exposed", because=f"On this path {limited} {handed_out}: the next query on one {_MEETS[death]}."
+            verdict=VerdictKind.EXPOSED,
+            because=f"On this path {limited} {handed_out}: the next query on one {_MEETS[death]}.",
         )
     if death is Death.SILENT:
         return Verdict(
-            verdict="exposed",
+            verdict=VerdictKind.EXPOSED,
             because=f"On this path {limited} {handed_out}. The pre-ping does not help: it {HANG}, because nothing"
             " answers it.",
         )
     return Verdict(
-        verdict="protected",
+        verdict=VerdictKind.PROTECTED,
         because=f"On this path {limited} {handed_out}; pre-ping finds them at checkout and reconnects.",
     )
 
@@ -106,19 +109,19 @@ def _by_activity(activity: Activity | None, limit: IdleLimit) -> Verdict:
     untold = "The application's settings are not declared (targets.*.application)"
     if activity is None or not sum(activity.connections.values()):
         return Verdict(
-            verdict="unknown", because=f"{untold}, and none of its sessions shows (same role, same address)."
+            verdict=VerdictKind.UNKNOWN, because=f"{untold}, and none of its sessions shows (same role, same address)."
         )
     rest = activity.longest_idle_seconds or 0.0
     if limit.dead_by_seconds is not None and limit.death is not None and rest > limit.dead_by_seconds:
         unless = ", unless its own keepalives have held it" if limit.keepalive_helps is not False else ""
         return Verdict(
-            verdict="exposed",
+            verdict=VerdictKind.EXPOSED,
             because=f"{untold}, but the server shows a session of it that has rested longer than the"
             f" {at_most(limit.dead_by_seconds)} s a connection lives here: its next query"
             f" {_MEETS[limit.death]}{unless}.",
         )
     return Verdict(
-        verdict="unknown",
+        verdict=VerdictKind.UNKNOWN,
         because=f"{untold}. The server shows none of its sessions at rest for longer than connections live here.",
     )
 

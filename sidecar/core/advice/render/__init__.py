@@ -1,7 +1,7 @@
 """The advice in the reader's own dialect: one pure function per format.
 
-A new dialect is a function and a line in `FORMATS`. A function returns text, or, where the format is JSON, the object
-to encode. (The full document, format `json`, is written by the web: it carries a wall-clock time.)
+A new dialect is a name, a function and a line in `FORMATS`. A function returns text, or, where the format is JSON, the
+object to encode. (The full document, format `json`, is written by the web: it carries a wall-clock time.)
 
 What all of them keep to:
 
@@ -16,12 +16,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render import code, files, python
 
 TEXT = "text/plain; charset=utf-8"
 JSON = "application/json"
+
+
+class FormatName(StrEnum):
+    """What `?format=` takes."""
+
+    JSON = "json"  # the full document
+    SQLALCHEMY = "sqlalchemy"
+    PYTHON = "python"
+    ENV = "env"
+    PSYCOPG = "psycopg"
+    ASYNCPG = "asyncpg"
+    DJANGO = "django"
+    HIKARICP = "hikaricp"
+    PGX = "pgx"
+    DATABASE_SQL = "database-sql"
+    NODE_POSTGRES = "node-postgres"
+    NPGSQL = "npgsql"
+    RAILS = "rails"
+    PGBOUNCER = "pgbouncer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +51,18 @@ class Format:
 
 
 FORMATS: Mapping[str, Format] = {
-    "sqlalchemy": Format(JSON, python.sqlalchemy),
-    "python": Format(TEXT, python.snippet),
-    "env": Format(TEXT, files.env),
-    "psycopg": Format(TEXT, python.psycopg),
-    "asyncpg": Format(TEXT, python.asyncpg),
-    "django": Format(TEXT, python.django),
-    "hikaricp": Format(TEXT, files.hikaricp),
-    "pgx": Format(TEXT, code.pgx),
-    "database-sql": Format(TEXT, code.database_sql),
-    "node-postgres": Format(TEXT, code.node_postgres),
-    "npgsql": Format(TEXT, code.npgsql),
-    "rails": Format(TEXT, files.rails),
-    "pgbouncer": Format(TEXT, files.pgbouncer),
+    FormatName.SQLALCHEMY: Format(JSON, python.sqlalchemy),
+    FormatName.PYTHON: Format(TEXT, python.snippet),
+    FormatName.ENV: Format(TEXT, files.env),
+    FormatName.PSYCOPG: Format(TEXT, python.psycopg),
+    FormatName.ASYNCPG: Format(TEXT, python.asyncpg),
+    FormatName.DJANGO: Format(TEXT, python.django),
+    FormatName.HIKARICP: Format(TEXT, files.hikaricp),
+    FormatName.PGX: Format(TEXT, code.pgx),
+    FormatName.DATABASE_SQL: Format(TEXT, code.database_sql),
+    FormatName.NODE_POSTGRES: Format(TEXT, code.node_postgres),
+    FormatName.NPGSQL: Format(TEXT, code.npgsql),
+    FormatName.RAILS: Format(TEXT, files.rails),
+    FormatName.PGBOUNCER: Format(TEXT, files.pgbouncer),
 }
+"""By name; all but `json`."""
