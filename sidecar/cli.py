@@ -180,8 +180,9 @@ def openapi(arguments: argparse.Namespace) -> int:
     import json
 
     from sidecar.web.openapi import document
+    from sidecar.web.routes import ADMIN, PUBLIC
 
-    _say(json.dumps(document(), indent=2))
+    _say(json.dumps(document(PUBLIC, ADMIN), indent=2))
     return 0
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 import orjson
+from pydantic import BaseModel
 
 from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.ping_cost import Spread, milliseconds
@@ -208,6 +209,14 @@ class Trying:
     """The target's trials are taken anew; they end when the rest they need is over."""
 
     target: str
+
+
+class EngineArguments(BaseModel, extra="forbid"):
+    """Keyword arguments for SQLAlchemy's create_async_engine (format=sqlalchemy)."""
+
+    pool_recycle: float
+    pool_pre_ping: bool
+    connect_args: dict[str, object] = {}  # left out where there are none
 
 
 def recommendation(view: TargetView) -> dict[str, object]:

@@ -20,6 +20,7 @@ from sidecar.cli import main
 from sidecar.settings.loading import load_settings
 from sidecar.settings.model import keys
 from sidecar.web.openapi import document
+from sidecar.web.routes import ADMIN, PUBLIC
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, measuring, target, verified
 
@@ -162,7 +163,7 @@ class TestUsage:
     def test_openapi_is_the_document_that_is_served(self) -> None:
         done = command("openapi")
         assert done.returncode == 0
-        assert json.loads(done.stdout) == json.loads(json.dumps(document()))
+        assert json.loads(done.stdout) == json.loads(json.dumps(document(PUBLIC, ADMIN)))
 
     def test_a_reader_that_leaves_early_is_no_traceback(self) -> None:
         done = subprocess.run(

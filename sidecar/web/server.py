@@ -23,7 +23,8 @@ from aiohttp.web_server import Server
 
 from sidecar.core.views import Source
 from sidecar.web.answers import Answer, Problem, Stream
-from sidecar.web.routes import ADMIN, ASSETS, PUBLIC, SERVICE, Ask, Handlers, RenderMetrics, Route
+from sidecar.web.handlers import SERVICE, Ask, Handlers, RenderMetrics
+from sidecar.web.routes import ADMIN, ASSETS, PUBLIC, Route
 
 log = logging.getLogger("sidecar.web")
 
@@ -49,7 +50,12 @@ class HttpServer:
     admin_port: int
 
     def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
-        self._handlers = Handlers(source, render_metrics)
+        self._handlers = Handlers(
+            source,
+            render_metrics,
+            summaries={route.path: route.summary for route in PUBLIC},
+            describe=_describe,
+        )
         self._public = _Listener("http.port", _Dispatcher(self._handlers, (*PUBLIC, *ASSETS)))
         self._admin = _Listener("http.admin_port", _Dispatcher(self._handlers, ADMIN))
 
@@ -74,6 +80,12 @@ class HttpServer:
         """Stop listening, let requests under way finish for so long, then close every connection."""
         self._handlers.feed.close()
         await asyncio.gather(self._public.close(grace_seconds), self._admin.close(grace_seconds))
+
+
+def _describe() -> object:
+    from sidecar.web import openapi  # here, because hardly anybody asks
+
+    return openapi.document(PUBLIC, ADMIN)
 
 
 class _Dispatcher:
@@ -126,7 +138,7 @@ def _query(request: BaseRequest, route: Route) -> Mapping[str, str]:
                 kind="bad-parameter",
                 title="Bad parameter",
                 parameter=name,
-                available=route.query,
+                available=tuple(route.query),
             )
     return query
 
