@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from sidecar import __version__, remote
-from sidecar.core.evidence import MILESTONES
+from sidecar.core.evidence import MILESTONES, Status
 from sidecar.demo.stories import Story
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace) -> int:
     except ConfigurationError as error:
         raise Failure(2, *(_in_words_of_measure(fault) for fault in error.faults)) from None
 
-    from sidecar.core.advice.render import FORMATS
+    from sidecar.core.advice.render import FORMATS, FormatName
 
     if arguments.format not in FORMATS:
         raise Failure(2, f"--format: unknown word: takes {', '.join(FORMATS)}")
@@ -92,9 +92,9 @@ def measure(arguments: argparse.Namespace) -> int:
 
     return measure.run(
         settings,
-        goal=arguments.goal,
+        goal=Status(arguments.goal),
         budget_seconds=arguments.budget,
-        dialect=arguments.format,
+        dialect=FormatName(arguments.format),
         as_json=arguments.json,
     )
 

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from rich.console import Console
 
+from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.evidence import Status
 from sidecar.demo import failover
 from sidecar.demo.application import query_after_rest
 from sidecar.demo.path import Fault, FaultyPath
@@ -21,6 +22,7 @@ from sidecar.demo.server import HOST, PostgresServer, ServerError
 from sidecar.demo.service import Service, ServiceError, run_service
 from sidecar.demo.standby import StandbyServer
 from sidecar.demo.stories import Story
+from sidecar.documents import TargetSummary, read
 from sidecar.terminal import Show, dead, findings, lived, progress, seconds
 
 _FAULTS: Mapping[Story, Fault | None] = {
@@ -119,47 +121,50 @@ class _Story:
                     await self._watch(service, show, lambda target: False)
             return 0 if within else 1
 
-    async def _watch(self, service: Service, show: Show, done: Callable[[Mapping[str, Any]], bool]) -> None:
+    async def _watch(self, service: Service, show: Show, done: Callable[[TargetSummary], bool]) -> None:
         """Show how the measurement stands until it is done."""
         while True:
             service.must_run()
             answer = await service.ask("/targets")
             if answer is not None:
-                target = answer["targets"][0]
+                target = read(TargetSummary, answer["targets"][0])
                 show(self._elapsed, target, "")
                 if done(target):
                     return
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _is_told(self, target: Mapping[str, Any]) -> bool:
+    def _is_told(self, target: TargetSummary) -> bool:
         """Whether the result stands: verified, or as good as it has got after a while."""
-        found = target["idle_limit"] is not None and target["idle_limit"]["estimate_seconds"] is not None
-        return found and (target["status"] == "verified" or self._elapsed > _VERIFIED_WITHIN * self._limit_seconds)
+        found = target.idle_limit is not None and target.idle_limit.estimate_seconds is not None
+        return found and (target.status is Status.VERIFIED or self._elapsed > _VERIFIED_WITHIN * self._limit_seconds)
 
     async def _conclude(self, service: Service, application: str) -> bool:
         """Print what was found and what to do about it; whether it is within the tolerance of the truth."""
-        advice = await service.ask("/recommendation")
+        answer = await service.ask("/recommendation")
         arguments = await service.ask("/recommendation?format=sqlalchemy")
-        if advice is None or arguments is None:
+        if answer is None or arguments is None:
             raise service.failure("the service no longer answers")
-        limit = advice["idle_limit"]
-        error: float = limit["estimate_seconds"] / self._limit_seconds - 1
+        advice = read(Recommendation, answer)
+        limit = advice.idle_limit
+        if limit is None or limit.estimate_seconds is None:
+            raise service.failure("the limit that was found is no longer held true")
+        error = limit.estimate_seconds / self._limit_seconds - 1
         lines = {
-            "Limit found": f"{seconds(limit['estimate_seconds'])}: proven to live {lived(limit['proven_seconds'])}, "
-            f"dead by {dead(limit['dead_by_seconds'])}; {advice['status']} after {self._elapsed:.0f} s",
+            "Limit found": f"{seconds(limit.estimate_seconds)}: proven to live {lived(limit.proven_seconds)}, "
+            f"dead by {dead(limit.dead_by_seconds)}; {advice.status} after {self._elapsed:.0f} s",
             "True limit": f"{seconds(self._limit_seconds)}, so the error is {error:+.1%}",
             "An application": f"with SQLAlchemy's defaults, on this path all the while: its query after "
             f"{seconds(_application_rest(self._limit_seconds))} of rest {application}",
         } | findings(advice, arguments)
-        if advice["application"] is not None:
-            lines["Verdict on it"] = f"{advice['application']['verdict']}: {advice['application']['because']}"
+        if advice.application is not None:
+            lines["Verdict on it"] = f"{advice.application.verdict}: {advice.application.because}"
         if _FAULTS[self._path] and "On each socket" in lines:
             lines["On each socket"] += " (for real paths: the relay of this demo takes no notice)"
         self._console.print()
         for heading, text in lines.items():
             self._console.print(f"{heading + ':':<15} {text}")
-        for remark in advice["reasons"] + advice["warnings"]:
-            self._console.print(f"  - {remark['text']}")
+        for remark in advice.reasons + advice.warnings:
+            self._console.print(f"  - {remark.text}")
         self._console.print()
         return abs(error) <= _TOLERANCE
 

@@ -145,13 +145,13 @@ class _Schemas(GenerateJsonSchema):
     def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
         described = super().dataclass_schema(schema)
         body: type = schema["cls"]
-        properties = described["properties"]
+        fields, properties = described["properties"], {}
         for name, hint in documents.members(body).items():
-            if name not in properties or hint in (datetime, datetime | None):  # derived, or an instant
-                properties[name] = self._of(hint)
+            differs = name not in fields or hint in (datetime, datetime | None)  # derived, or an instant
+            properties[name] = self._of(hint) if differs else fields[name]
         if body is Recommendation:
             properties |= {"schema": self._of(Literal[documents.SCHEMA]), "generated_at": self._of(datetime)}
-        return described | {"required": list(properties)}
+        return described | {"properties": properties, "required": list(properties)}
 
     def _of(self, hint: Any) -> JsonSchemaValue:
         return self.generate_inner(TypeAdapter(hint).core_schema)
