@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failure as failure:
         _complain(*failure.lines)
         return failure.status
+    except remote.Unanswered as unanswered:
+        _complain(str(unanswered))
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -116,29 +119,19 @@ def recommend(arguments: argparse.Namespace) -> int:
     except remote.TargetNeeded as needed:  # told here in the words of the command line
         available = ", ".join(needed.available)
         raise Failure(2, f"--target: needed where there are several; takes one of {available}") from None
-    except remote.Unanswered as unanswered:
-        raise Failure(1, str(unanswered)) from None
     _say(advice)
     return 0
 
 
 def wait(arguments: argparse.Namespace) -> int:
     """Wait until the sidecar beside us is ready, or has got so far with its evidence."""
-    base = _address(arguments, remote.public_address)
-    try:
-        remote.wait(base, arguments.goal, arguments.timeout)
-    except remote.Unanswered as unanswered:
-        raise Failure(1, str(unanswered)) from None
+    remote.wait(_address(arguments, remote.public_address), arguments.goal, arguments.timeout)
     return 0
 
 
 def shutdown(arguments: argparse.Namespace) -> int:
     """Tell the sidecar beside us to leave, and wait until it has."""
-    admin = _address(arguments, remote.admin_address)
-    try:
-        remote.shutdown(admin, arguments.timeout)
-    except remote.Unanswered as unanswered:
-        raise Failure(1, str(unanswered)) from None
+    remote.shutdown(_address(arguments, remote.admin_address), arguments.timeout)
     return 0
 
 

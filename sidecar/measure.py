@@ -36,11 +36,16 @@ from sidecar.target import Target
 from sidecar.threads import Threads
 
 TARGET = "default"
+"""What the one target is called, as in the settings that the command's flags set."""
 
 _LOOK_SECONDS = 0.25
+"""Between two looks at how it stands."""
 _LINE_EVERY_SECONDS = 30.0
+"""Without a terminal: a measurement may take hours."""
 _TASKS_GRACE_SECONDS = 2.0
+"""For tasks that were told to end."""
 _INTERRUPTED = 130
+"""The exit status of a command ended by SIGINT, as shells have it."""
 
 End = Literal["reached", "out_of_time", "interrupted", "unreachable", "failed"]
 

@@ -1,8 +1,8 @@
 """The commands that ask a running sidecar, one short request at a time, over the HTTP interface that anyone may ask.
 
 The standard library's client is enough for that, and it matters that it is small: `sidecar wait` and `sidecar shutdown`
-run as exec hooks inside the sidecar's own container, on its memory limit. It is loaded when something is asked, and the
-settings only to learn from them where the sidecar beside us listens.
+run as exec hooks inside the sidecar's own container, on its memory limit. For the same reason that client is loaded
+when something is asked, and the settings only to learn from them where the sidecar beside us listens.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class Unreachable(Unanswered):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
+    """What a sidecar answered."""
+
     status: int
     text: str
 

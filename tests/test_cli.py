@@ -197,6 +197,22 @@ class TestUsage:
         )
         assert not {"sqlalchemy", "asyncpg", "aiohttp", "prometheus_client"} & set(done.stderr.split())
 
+    def test_a_hook_loads_nothing_that_it_does_not_need(self, nobody: int) -> None:
+        script = (
+            "import sys; from sidecar.cli import main; main(sys.argv[1:]); "
+            "print(*(name.partition('.')[0] for name in sys.modules))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, "shutdown", "--from", f"http://127.0.0.1:{nobody}"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        loaded = set(done.stdout.split())
+        assert "sidecar" in loaded
+        assert not {"sqlalchemy", "asyncpg", "aiohttp", "prometheus_client", "pydantic", "orjson", "rich"} & loaded
+
 
 @pytest.fixture
 def picture() -> Picture:

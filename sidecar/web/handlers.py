@@ -25,6 +25,7 @@ from sidecar.web.answers import EVENT_STREAM, Answer, Problem, Stream
 from sidecar.web.events import Feed
 
 SERVICE = "connection-health-sidecar"
+"""What the service calls itself, to people and in the header `Server`."""
 PAGE_DEFAULT = 100
 """How many observations or outages a page shows, unless told."""
 PAGE_MAX = 1000

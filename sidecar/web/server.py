@@ -29,9 +29,13 @@ from sidecar.web.routes import ADMIN, ASSETS, PUBLIC, Route
 log = logging.getLogger("sidecar.web")
 
 LOOPBACK = "127.0.0.1"
-BODY_MAX_BYTES = 4096  # no route reads a body; this much is forgiven
-READER_BUFFER_BYTES = 16384  # for each reader of a stream, here and again in the kernel
-SLOW_READER_SECONDS = 60.0  # a reader that takes nothing for so long is dropped
+"""Where the admin port is, and nowhere else."""
+BODY_MAX_BYTES = 4096
+"""No route reads a body; this much is forgiven."""
+READER_BUFFER_BYTES = 16384
+"""For each reader of a stream, here and again in the kernel."""
+SLOW_READER_SECONDS = 60.0
+"""A reader that takes nothing for so long is dropped."""
 
 _CONNECTION: dict[str, Any] = {
     "access_log": None,  # probes would flood it
@@ -41,6 +45,7 @@ _CONNECTION: dict[str, Any] = {
     "max_field_size": 8190,
     "max_headers": 64,
 }
+"""Of every connection; seconds, and bytes of a line or a field."""
 
 
 class HttpServer:
