@@ -39,7 +39,7 @@ from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.demo.service import Service, run_service
 from sidecar.demo.standby import StandbyServer
-from sidecar.web.client import ask
+from sidecar.remote import ask
 from testing.lab import Lab, LabUnavailable, boxes
 
 REAL_LIMIT_SECONDS = 350.0  # AWS NLB and NAT gateway, EC2 connection tracking, AWS Network Firewall

@@ -26,7 +26,7 @@ import psutil
 
 from bench.service import SETTLING_SECONDS, Report, megabytes, running, under_load
 from sidecar.demo.server import HOST, PostgresServer, free_port
-from sidecar.web.client import ask
+from sidecar.remote import ask
 from sidecar.web.server import SLOW_READER_SECONDS
 
 READERS = 200

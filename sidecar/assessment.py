@@ -22,7 +22,7 @@ from sidecar.core.evidence import Outage
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
 from sidecar.core.views import ConnectionRole, ConnectionState, TargetView
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

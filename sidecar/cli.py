@@ -10,20 +10,17 @@ import argparse
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
-from sidecar import __version__
+from sidecar import __version__, remote
+from sidecar.core.evidence import MILESTONES, Status
+from sidecar.demo.stories import Story
 
 if TYPE_CHECKING:
-    from sidecar.settings import HttpSettings, Settings
-
-DEMO_PATHS = ("silent", "reset", "close", "server", "failover")
-MILESTONES = ("provisional", "confirmed", "verified")
-POLL_SECONDS = 0.2
+    from sidecar.settings.model import Settings
 
 
 class Failure(Exception):  # noqa: N818 - carries an exit status, not a defect
@@ -44,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failure as failure:
         _complain(*failure.lines)
         return failure.status
+    except remote.Unanswered as unanswered:
+        _complain(str(unanswered))
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -72,12 +72,12 @@ def demo(arguments: argparse.Namespace) -> int:
 
     from sidecar.demo import story
 
-    return story.run(arguments.path, arguments.limit, arguments.once)
+    return story.run(Story(arguments.path), arguments.limit, arguments.once)
 
 
 def measure(arguments: argparse.Namespace) -> int:
     """Measure one path once, without a service: how long connections may rest, how they die, and what to set."""
-    from sidecar.settings import ConfigurationError, load_settings
+    from sidecar.settings.loading import ConfigurationError, load_settings
 
     flags = {name: value for name, value in vars(arguments).items() if "." in name}
     try:
@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace) -> int:
     except ConfigurationError as error:
         raise Failure(2, *(_in_words_of_measure(fault) for fault in error.faults)) from None
 
-    from sidecar.core.advice.render import FORMATS
+    from sidecar.core.advice.render import FORMATS, FormatName
 
     if arguments.format not in FORMATS:
         raise Failure(2, f"--format: unknown word: takes {', '.join(FORMATS)}")
@@ -95,9 +95,9 @@ def measure(arguments: argparse.Namespace) -> int:
 
     return measure.run(
         settings,
-        goal=arguments.goal,
+        goal=Status(arguments.goal),
         budget_seconds=arguments.budget,
-        dialect=arguments.format,
+        dialect=FormatName(arguments.format),
         as_json=arguments.json,
     )
 
@@ -113,53 +113,26 @@ def _in_words_of_measure(fault: str) -> str:
 
 def recommend(arguments: argparse.Namespace) -> int:
     """Ask a running sidecar for its advice."""
-    from sidecar.web.client import Unreachable, ask
-
-    given = {"target": arguments.target, "format": arguments.format}
-    query = urlencode({name: value for name, value in given.items() if value is not None})
+    base = _address(arguments, remote.public_address)
     try:
-        reply = ask(arguments.base or _public_base(), "/recommendation" + (query and f"?{query}"))
-    except Unreachable as unreachable:
-        raise Failure(1, str(unreachable)) from None
-    if reply.lacks_target is not None:  # told here in the words of the command line
-        raise Failure(2, f"--target: needed where there are several; takes one of {', '.join(reply.lacks_target)}")
-    if not reply.ok:
-        raise Failure(1, reply.reason)
-    _say(reply.text)
+        advice = remote.recommendation(base, target=arguments.target, dialect=arguments.format)
+    except remote.TargetNeeded as needed:  # told here in the words of the command line
+        available = ", ".join(needed.available)
+        raise Failure(2, f"--target: needed where there are several; takes one of {available}") from None
+    _say(advice)
     return 0
 
 
 def wait(arguments: argparse.Namespace) -> int:
     """Wait until the sidecar beside us is ready, or has got so far with its evidence."""
-    base = arguments.base or _public_base()
-    deadline = time.monotonic() + arguments.timeout
-    while (reason := _why_not(arguments.goal, base, deadline)) is not None:
-        if time.monotonic() + POLL_SECONDS > deadline:
-            raise Failure(1, f"not {arguments.goal} within {arguments.timeout:g} s: {reason}")
-        time.sleep(POLL_SECONDS)
+    remote.wait(_address(arguments, remote.public_address), arguments.goal, arguments.timeout)
     return 0
 
 
 def shutdown(arguments: argparse.Namespace) -> int:
     """Tell the sidecar beside us to leave, and wait until it has."""
-    from sidecar.web.client import Unreachable, ask
-
-    base = arguments.base or _base("127.0.0.1", "admin_port", _http())
-    deadline = time.monotonic() + arguments.timeout
-    try:
-        reply = ask(base, "/quitquitquit", method="POST")
-    except Unreachable as unreachable:
-        raise Failure(1, str(unreachable)) from None
-    if not reply.ok:
-        raise Failure(1, reply.reason)
-    while time.monotonic() < deadline:
-        try:
-            ask(base, "/", timeout_seconds=1)
-        except Unreachable as unreachable:
-            if unreachable.refused:
-                return 0
-        time.sleep(POLL_SECONDS)
-    raise Failure(1, f"the sidecar at {base} was told to leave, but is still there after {arguments.timeout:g} s")
+    remote.shutdown(_address(arguments, remote.admin_address), arguments.timeout)
+    return 0
 
 
 def explain(arguments: argparse.Namespace) -> int:
@@ -200,13 +173,14 @@ def openapi(arguments: argparse.Namespace) -> int:
     import json
 
     from sidecar.web.openapi import document
+    from sidecar.web.routes import ADMIN, PUBLIC
 
-    _say(json.dumps(document(), indent=2))
+    _say(json.dumps(document(PUBLIC, ADMIN), indent=2))
     return 0
 
 
 def _configured(flags: dict[str, object], file: Path | None) -> Settings:
-    from sidecar.settings import ConfigurationError, load_settings
+    from sidecar.settings.loading import ConfigurationError, load_settings
 
     try:
         return load_settings(flags, os.environ, file)
@@ -214,50 +188,17 @@ def _configured(flags: dict[str, object], file: Path | None) -> Settings:
         raise Failure(2, *error.faults) from None
 
 
-def _http() -> HttpSettings:
-    from sidecar.settings import ConfigurationError, load_http
+def _address(arguments: argparse.Namespace, of: Callable[[Mapping[str, str]], str]) -> str:
+    """Whom to ask: as told by `--from`, or else the sidecar beside us, which has the same environment."""
+    if arguments.base is not None:
+        return str(arguments.base)
+
+    from sidecar.settings.loading import ConfigurationError
 
     try:
-        return load_http(os.environ)
+        return of(os.environ)
     except ConfigurationError as error:
         raise Failure(2, *error.faults) from None
-
-
-def _public_base() -> str:
-    http = _http()
-    # Who listens on every address listens on the loopback one too.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)  # noqa: S104 - compared, not bound
-    return _base(host, "port", http)
-
-
-def _base(host: str, key: str, http: HttpSettings) -> str:
-    port = getattr(http, key)
-    if port == 0:
-        raise Failure(2, f"http.{key}: 0 takes any free port, so nobody knows which: say --from")
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _why_not(goal: str, base: str, deadline: float) -> str | None:
-    """None when the sidecar has got as far as `goal`."""
-    import json
-
-    from sidecar.web.client import Unreachable, ask
-
-    path = {"ready": "/readyz", "started": "/startupz"}.get(goal, "/targets")
-    try:
-        reply = ask(base, path, timeout_seconds=min(5.0, max(POLL_SECONDS, deadline - time.monotonic())))
-    except Unreachable as unreachable:
-        return str(unreachable)
-    if not reply.ok:
-        return reply.reason
-    if goal not in MILESTONES:
-        return None
-    enough = MILESTONES[MILESTONES.index(goal) :]
-    try:
-        statuses = {target["name"]: target["status"] for target in json.loads(reply.text)["targets"]}
-    except (ValueError, LookupError, TypeError):
-        return f"what answers at {base} is no sidecar"
-    return "; ".join(f"{name} is {status}" for name, status in statuses.items() if status not in enough) or None
 
 
 def _say(text: str) -> None:
@@ -278,7 +219,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _duration(least: str, most: str) -> Callable[[str], object]:
     def read(text: str) -> object:
-        from sidecar.settings import Duration
+        from sidecar.settings.values import Duration
 
         try:
             return Duration(least, most).read(text)
@@ -334,7 +275,9 @@ def _parser() -> argparse.ArgumentParser:
         "0 with --once, when what was found is true (the limit within 5 %); 1 it is not; 2 bad usage, or a package"
         " is missing; 130 interrupted, which is how it ends without --once",
     )
-    added.add_argument("--path", choices=DEMO_PATHS, default="silent", help="how connections die (default: silent)")
+    added.add_argument(
+        "--path", choices=[*map(str, Story)], default=str(Story.SILENT), help="how connections die (default: silent)"
+    )
     added.add_argument(
         "--limit",
         type=_duration("2s", "1h"),  # less cannot be measured beside everything else that the story runs
@@ -372,8 +315,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--for",
         dest="goal",
-        choices=MILESTONES,
-        default="verified",
+        choices=[*map(str, MILESTONES)],
+        default=str(MILESTONES[-1]),
         help="how sure to be of the limit before stopping (default: verified)",
     )
     added.add_argument("--format", default="python", metavar="F", help="dialect of the snippet (default: python)")
@@ -403,7 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--for",
         dest="goal",
-        choices=("ready", "started", *MILESTONES),
+        choices=remote.GOALS,
         default="ready",
         help="until what holds, for every target (default: ready)",
     )

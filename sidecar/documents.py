@@ -1,7 +1,7 @@
-"""The bodies this service answers with, and the one way they become JSON.
+"""The bodies this service answers with, the one way they become JSON, and the way back for who asks.
 
 Bodies are dataclasses: those of the core as they are, and the few below that put them together. `members` says what
-is shown of each; both the encoder and the OpenAPI document go by it, so they cannot disagree.
+is shown of each; the encoder, the reader and the OpenAPI document go by it, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import cache
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import orjson
+from pydantic import BaseModel
 
 from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.ping_cost import Spread, milliseconds
@@ -21,6 +24,9 @@ from sidecar.core.availability.readiness import Readiness
 from sidecar.core.evidence import Downtime, Observation, Outage, Status
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.views import Source, TargetView
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 SCHEMA = 1
 """Version of the recommendation's document. Members are added under the same number; none changes its meaning."""
@@ -210,6 +216,14 @@ class Trying:
     target: str
 
 
+class EngineArguments(BaseModel, extra="forbid"):
+    """Keyword arguments for SQLAlchemy's create_async_engine (format=sqlalchemy)."""
+
+    pool_recycle: float
+    pool_pre_ping: bool
+    connect_args: dict[str, object] = {}  # left out where there are none
+
+
 def recommendation(view: TargetView) -> dict[str, object]:
     """The advice as `/recommendation` serves it: the same bytes for as long as it stays the same."""
     shown = {name: getattr(view.recommendation, name) for name in members(Recommendation)}
@@ -260,6 +274,34 @@ def _plain(value: Any) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+_Body = TypeVar("_Body", bound="DataclassInstance")
+
+
+def read(body: type[_Body], document: Mapping[str, Any]) -> _Body:
+    """The body that was served as this document. Members that it does not know are passed over.
+
+    Raises LookupError, TypeError or ValueError where the document is one of something else.
+    """
+    known = {field.name for field in fields(body)}
+    shown = {name: hint for name, hint in members(body).items() if name in known}
+    return body(**{name: _member(hint, document[name]) for name, hint in shown.items()})
+
+
+def _member(hint: Any, value: Any) -> Any:
+    kind, arguments = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:  # of something and None
+        return None if value is None else _member(arguments[0], value)
+    if kind is tuple:
+        return tuple(_member(arguments[0], each) for each in value)
+    if kind is Mapping:
+        return {key: _member(arguments[1], each) for key, each in value.items()}
+    if kind is datetime:
+        return datetime.fromisoformat(value).timestamp()
+    if isinstance(kind, type) and is_dataclass(kind):
+        return read(kind, value)
+    return kind(value) if issubclass(kind, StrEnum) else value
 
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS

@@ -11,11 +11,10 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import orjson
 from rich.console import Console
 
 from sidecar import documents, logs, terminal
@@ -23,25 +22,32 @@ from sidecar.catalogue import known_limits
 from sidecar.clock import Clock
 from sidecar.core.advice.attribution import defaults
 from sidecar.core.advice.recommendation import Recommendation
-from sidecar.core.advice.render import FORMATS
-from sidecar.core.evidence import Observation, Status
-from sidecar.core.idle.forecast import REACHED, forecast
+from sidecar.core.advice.render import FORMATS, FormatName
+from sidecar.core.advice.render.python import sqlalchemy as engine_arguments
+from sidecar.core.evidence import MILESTONES, Observation, Status
+from sidecar.core.idle.forecast import forecast
 from sidecar.core.views import TargetView
+from sidecar.documents import TargetSummary
 from sidecar.metrics import Counts
 from sidecar.probes.errors import CannotConnect, ConnectionEnded
 from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_connects
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 from sidecar.target import Target
 from sidecar.tasks import SupervisedTasks
 from sidecar.threads import Threads
 
 TARGET = "default"
+"""What the one target is called, as in the settings that the command's flags set."""
 
 _LOOK_SECONDS = 0.25
+"""Between two looks at how it stands."""
 _LINE_EVERY_SECONDS = 30.0
+"""Without a terminal: a measurement may take hours."""
 _TASKS_GRACE_SECONDS = 2.0
+"""For tasks that were told to end."""
 _INTERRUPTED = 130
+"""The exit status of a command ended by SIGINT, as shells have it."""
 
 End = Literal["reached", "out_of_time", "interrupted", "unreachable", "failed"]
 
@@ -61,7 +67,7 @@ class Result:
         return {"reached": 0, "interrupted": _INTERRUPTED}.get(self.end, 1)
 
 
-def run(settings: Settings, *, goal: str, budget_seconds: float, dialect: str, as_json: bool) -> int:
+def run(settings: Settings, *, goal: Status, budget_seconds: float, dialect: FormatName, as_json: bool) -> int:
     """Measure the target `default` until its status is `goal`, and tell the result; returns the exit status.
 
     0: the goal was reached. 1: it was not within `budget_seconds`, or the database cannot be reached. 130: interrupted.
@@ -97,9 +103,9 @@ class _Log(logging.Handler):
 
 
 class _Measurement:
-    def __init__(self, settings: Settings, goal: str, budget_seconds: float, progress: Console) -> None:
+    def __init__(self, settings: Settings, goal: Status, budget_seconds: float, progress: Console) -> None:
         self._settings = settings
-        self._goal = Status(goal)
+        self._goal = goal
         self._budget_seconds = budget_seconds
         self._progress = progress
         self._clock = Clock()
@@ -157,8 +163,8 @@ class _Measurement:
                 self._clock.follow_wall()
                 target.refresh()
                 view = target.view
-                show(self._elapsed, _summary(view), self._remark(view, common))
-                if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
+                show(self._elapsed, TargetSummary.of(view), self._remark(view, common))
+                if view.recommendation.status in MILESTONES[MILESTONES.index(self._goal) :]:
                     return "reached", None
                 if (left := self._budget_seconds - self._elapsed) <= 0:
                     return "out_of_time", None
@@ -174,7 +180,7 @@ class _Measurement:
             return view.readiness.reason
         if view.stage == "paused":
             return "waiting until the server has connections to spare"
-        if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
+        if view.recommendation.status in MILESTONES[MILESTONES.index(self._goal) :]:
             return ""
         togo = forecast(
             goal=self._goal,
@@ -202,22 +208,12 @@ class _Measurement:
         )
 
 
-def _plain(body: object) -> Any:
-    """A body as whoever asks over HTTP would have it."""
-    return orjson.loads(documents.dumps(body))
-
-
-def _summary(view: TargetView) -> Mapping[str, Any]:
-    summary: Mapping[str, Any] = _plain(documents.TargetSummary.of(view))
-    return summary
-
-
-def _snippet(advice: Recommendation, dialect: str) -> str:
+def _snippet(advice: Recommendation, dialect: FormatName) -> str:
     rendered = FORMATS[dialect].render(advice)
     return rendered if isinstance(rendered, str) else documents.dumps(rendered).decode() + "\n"
 
 
-def _document(result: Result, view: TargetView, goal: str, dialect: str) -> bytes:
+def _document(result: Result, view: TargetView, goal: Status, dialect: FormatName) -> bytes:
     """What `/recommendation` would serve, and how it came about under `measurement`."""
     measurement = {
         "database": view.database,
@@ -233,17 +229,17 @@ def _document(result: Result, view: TargetView, goal: str, dialect: str) -> byte
     return documents.dumps(documents.recommendation(view) | {"measurement": measurement})
 
 
-def _tell(result: Result, view: TargetView, dialect: str) -> None:
+def _tell(result: Result, view: TargetView, dialect: FormatName) -> None:
     # What is printed last is what remains to be seen: so the snippet, which may be long, comes first.
     console = terminal.console(sys.stdout)
     console.print(_snippet(view.recommendation, dialect), soft_wrap=True)
     with console.capture() as captured:
         console.print(
             terminal.picture(
-                _summary(view),
-                _plain(documents.recommendation(view)),
-                _plain(FORMATS["sqlalchemy"].render(view.recommendation)),
-                _plain(list(result.observations)),
+                TargetSummary.of(view),
+                view.recommendation,
+                engine_arguments(view.recommendation),
+                result.observations,
                 known_limits(),
                 ascii_only=console.options.ascii_only,
             )
@@ -252,7 +248,7 @@ def _tell(result: Result, view: TargetView, dialect: str) -> None:
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
-def _complaint(result: Result, goal: str, budget_seconds: float) -> str | None:
+def _complaint(result: Result, goal: Status, budget_seconds: float) -> str | None:
     match result.end:
         case "unreachable":
             return result.because

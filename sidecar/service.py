@@ -25,7 +25,7 @@ from sidecar.core.journal import Journal
 from sidecar.core.views import TargetView
 from sidecar.metrics import Metrics
 from sidecar.probes.postgresql.connect import forgive_abandoned_connects
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 from sidecar.store.evidence_store import EvidenceStore
 from sidecar.target import Target
 from sidecar.tasks import SupervisedTasks

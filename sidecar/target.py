@@ -31,7 +31,7 @@ from sidecar.probes.pool import ROUND_EVERY_SECONDS, CanaryPool, CannotWrite, Cl
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.trial import Trials
 from sidecar.recorder import Recorder
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 
 log = logging.getLogger("sidecar.target")
 

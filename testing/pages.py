@@ -21,8 +21,10 @@ from pydantic.fields import FieldInfo
 
 from sidecar.cli import _parser
 from sidecar.metrics import Metrics
-from sidecar.settings import DatabaseUrl, Section, Settings, keys
+from sidecar.settings.model import Section, Settings, keys
+from sidecar.settings.url import DatabaseUrl
 from sidecar.web.openapi import document
+from sidecar.web.routes import ADMIN, PUBLIC
 from testing.pictures import Picture, outage, target, verified
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -180,7 +182,7 @@ def _labels(family: Metric) -> str:
 
 
 def http() -> str:
-    described = document()
+    described = document(PUBLIC, ADMIN)
     parts = [
         "# HTTP",
         paragraph(
@@ -261,7 +263,9 @@ def _type(schema: Mapping[str, Any]) -> str:
         case "array":
             return f"list of {_type(schema['items'])}"
         case "object" if isinstance(schema.get("additionalProperties"), dict):
-            return f"object of {_type(schema['additionalProperties']) or 'anything'}"
+            return f"object of {_type(schema['additionalProperties'])}"
+        case "object" if schema.get("additionalProperties"):
+            return "object of anything"
         case "string":
             return {"date-time": "instant (ISO 8601)"}.get(schema.get("format", ""), "text")
         case None:

@@ -16,13 +16,28 @@ from sidecar.core.advice.recommendation import (
     Quantiles,
     Recommendation,
     Remark,
+    SetupName,
     SocketOptions,
     Trial,
+    TrialOutcome,
     Verdict,
+    VerdictKind,
     Verification,
+    VerificationOutcome,
 )
 from sidecar.core.availability.readiness import Readiness
-from sidecar.core.evidence import Death, Downtime, Interval, Keepalive, Observation, Outage, Status
+from sidecar.core.evidence import (
+    Arm,
+    Death,
+    Downtime,
+    Interval,
+    Keepalive,
+    Observation,
+    Outage,
+    OutageKind,
+    Outcome,
+    Status,
+)
 from sidecar.core.identity import Identity
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
@@ -64,15 +79,15 @@ def verified(target: str = "default", *, pool_recycle: int = 171) -> Recommendat
         failover=FailoverFigures(
             outages=2, outage_seconds=Quantiles(p50=14.2, max=31.0), write_outage_seconds=Quantiles(p50=16.0, max=33.1)
         ),
-        application=Verdict(verdict="exposed", because="its pool_recycle lies above the limit"),
-        verification=Verification(outcome="ok", idle_seconds=357.0, checkout_ms=6.1, at=NOON + 0.25),
+        application=Verdict(verdict=VerdictKind.EXPOSED, because="its pool_recycle lies above the limit"),
+        verification=Verification(outcome=VerificationOutcome.OK, idle_seconds=357.0, checkout_ms=6.1, at=NOON + 0.25),
         trials=(
             Trial(
-                name="defaults",
+                name=SetupName.DEFAULTS,
                 pool_recycle=-1,
                 pool_pre_ping=False,
                 keepalive=False,
-                outcome="hang",
+                outcome=TrialOutcome.HANG,
                 idle_seconds=357.0,
                 checkout_ms=None,
                 reconnected=None,
@@ -105,7 +120,7 @@ def target(name: str = "default", *, advice: Recommendation | None = None, ready
         suspect=False,
         regime=0,
         elapsed_seconds=12.5,
-        probes=(ProbeView(connection=1, arm="sentinel", state="resting", idle_seconds=12.0, until_seconds=None),),
+        probes=(ProbeView(connection=1, arm=Arm.SENTINEL, state="resting", idle_seconds=12.0, until_seconds=None),),
         connections={("pool", "idle"): 2, ("probe", "resting"): 1},
         checkout=Spread(count=7, p50_seconds=0.00006, p99_seconds=None, max_seconds=0.0002),
         checkout_with_ping=None,
@@ -118,8 +133,8 @@ def observation(serial: int, *, name: str = "default") -> Observation:
         target=name,
         at=NOON + serial,
         regime=0,
-        arm="search",
-        outcome="survived",
+        arm=Arm.SEARCH,
+        outcome=Outcome.SURVIVED,
         idle_seconds=float(serial),
         age_seconds=float(serial),
         identity=Identity(address="10.0.0.5:5432", started_at=NOON - 86400.5, in_recovery=False, backend_pid=4711),
@@ -130,7 +145,7 @@ def outage(serial: int, *, name: str = "default") -> Outage:
     return Outage(
         id=f"outage-{serial}",
         target=name,
-        kind="failover",
+        kind=OutageKind.FAILOVER,
         connect=Downtime(
             began=Interval(after=NOON + serial, until=NOON + serial + 0.5),
             ended=Interval(after=NOON + serial + 10, until=NOON + serial + 10.1),

@@ -15,7 +15,7 @@ from sidecar.core.availability.states import State
 from sidecar.core.evidence import Aged, Cause, Downtime, Interval, Outage
 from sidecar.probes.availability import AvailabilityRunner
 from sidecar.probes.postgresql.connect import PostgresDriver
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 
 EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
 PATIENCE = 60.0  # for what must happen; nothing is measured by it

@@ -39,7 +39,7 @@ from sidecar.core.idle.planning import Stage
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 PROTECTED, EXPOSED, UNKNOWN = VerdictKind
 POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)

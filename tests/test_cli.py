@@ -17,8 +17,10 @@ import yaml
 
 from sidecar import __version__
 from sidecar.cli import main
-from sidecar.settings import keys, load_settings
+from sidecar.settings.loading import load_settings
+from sidecar.settings.model import keys
 from sidecar.web.openapi import document
+from sidecar.web.routes import ADMIN, PUBLIC
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, measuring, target, verified
 
@@ -161,7 +163,7 @@ class TestUsage:
     def test_openapi_is_the_document_that_is_served(self) -> None:
         done = command("openapi")
         assert done.returncode == 0
-        assert json.loads(done.stdout) == json.loads(json.dumps(document()))
+        assert json.loads(done.stdout) == json.loads(json.dumps(document(PUBLIC, ADMIN)))
 
     def test_a_reader_that_leaves_early_is_no_traceback(self) -> None:
         done = subprocess.run(
@@ -194,6 +196,22 @@ class TestUsage:
             env=os.environ | {"SIDECAR_TARGET_URL": URL},
         )
         assert not {"sqlalchemy", "asyncpg", "aiohttp", "prometheus_client"} & set(done.stderr.split())
+
+    def test_a_hook_loads_nothing_that_it_does_not_need(self, nobody: int) -> None:
+        script = (
+            "import sys; from sidecar.cli import main; main(sys.argv[1:]); "
+            "print(*(name.partition('.')[0] for name in sys.modules))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, "shutdown", "--from", f"http://127.0.0.1:{nobody}"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        loaded = set(done.stdout.split())
+        assert "sidecar" in loaded
+        assert not {"sqlalchemy", "asyncpg", "aiohttp", "prometheus_client", "pydantic", "orjson", "rich"} & loaded
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -19,7 +20,12 @@ import psutil
 import pytest
 from rich.console import Console
 
+from sidecar.core.advice.recommendation import IdleLimit
+from sidecar.core.evidence import Arm
+from sidecar.core.idle.probes import ProbeView
+from sidecar.documents import TargetSummary
 from sidecar.terminal import progress
+from testing.pictures import target
 
 DEMO = (sys.executable, "-m", "sidecar", "demo")
 
@@ -145,22 +151,17 @@ async def test_the_shortest_limit_it_takes_makes_a_story_that_ends():
 
 
 def test_without_a_terminal_a_line_tells_of_every_change():
-    target = {
-        "reachable": True,
-        "stage": "ladder",
-        "status": "measuring",
-        "idle_limit": None,
-        "probes": [{"arm": "search", "state": "resting", "idle_seconds": 3.0, "until_seconds": 7.5}],
-    }
-    found = {"proven_seconds": 7.5, "dead_by_seconds": None}
+    probe = ProbeView(connection=1, arm=Arm.SEARCH, state="resting", idle_seconds=3.0, until_seconds=7.5)
+    begun = replace(TargetSummary.of(target()), probes=(probe,))
+    found = replace(begun, idle_limit=IdleLimit(proven_seconds=7.5))
     console = Console(file=io.StringIO(), width=200)
     with progress(console) as show:
-        show(1.0, target, "")
-        show(2.0, target, "")
-        show(3.0, target | {"idle_limit": found}, "")
-        show(4.0, target | {"idle_limit": found}, "")
-        show(8.5, target | {"idle_limit": found}, "")
-        show(9.0, target | {"idle_limit": found, "stage": "monitor", "probes": []}, "")
+        show(1.0, begun, "")
+        show(2.0, begun, "")
+        show(3.0, found, "")
+        show(4.0, found, "")
+        show(8.5, found, "")
+        show(9.0, replace(found, stage="monitor", probes=()), "")
     shown = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in shown] == ["1.0", "3.0", "8.5", "9.0"]
     assert "proven    7.5 s" in shown[-1]

@@ -15,7 +15,7 @@ import pytest
 from sidecar.core.advice.render import FORMATS
 from sidecar.core.evidence import Status
 from sidecar.core.idle.ladder import settled
-from sidecar.settings import keys
+from sidecar.settings.model import keys
 from sidecar.web.routes import ADMIN, PUBLIC
 from testing.drawing import draw
 from testing.pages import PAGES, command_parsers

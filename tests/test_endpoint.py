@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sidecar.probes.errors import Attempt, CannotConnect, translated
 from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_connects
 from sidecar.probes.postgresql.errors import CANNOT_CONNECT
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 
 async def given_up_after_each_step(driver: PostgresDriver) -> None:

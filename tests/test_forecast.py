@@ -7,8 +7,8 @@ import statistics
 import pytest
 
 from sidecar.core.advice.recommendation import IdleLimit
-from sidecar.core.evidence import Arm, Death, Status
-from sidecar.core.idle.forecast import REACHED, Forecast, forecast
+from sidecar.core.evidence import MILESTONES, Arm, Death, Status
+from sidecar.core.idle.forecast import Forecast, forecast
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeState, ProbeView
 from testing.simulation import Simulation, World
@@ -61,7 +61,7 @@ def test_before_anything_has_died_it_says_which_limit_it_takes_for_granted() -> 
 
 def test_a_better_proof_takes_longer() -> None:
     simulation = World(limit=lambda draw, now: 350.0).run(lambda s: s.now > 120, give_up=121)
-    guesses = [told(simulation, goal).seconds for goal in REACHED]
+    guesses = [told(simulation, goal).seconds for goal in MILESTONES]
     assert guesses == sorted(guesses)
 
 

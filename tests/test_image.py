@@ -20,7 +20,7 @@ import yaml
 from compose_spec import PyCompose
 from packaging.requirements import Requirement
 
-from sidecar.settings import load_settings
+from sidecar.settings.loading import load_settings
 
 PROJECT = Path(__file__).parent.parent
 DOCKERFILE = (PROJECT / "Dockerfile").read_text()

@@ -23,7 +23,7 @@ from sidecar.core.idle.machine import IdleMachine, IdleStatus
 from sidecar.core.idle.planning import BUSY_SHARE, RULER_RATIOS
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import run_service
-from sidecar.web.client import ask
+from sidecar.remote import ask
 from testing.simulation import Simulation, World
 
 # -- what lives tell --------------------------------------------------------------------------------------------------

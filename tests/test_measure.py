@@ -22,6 +22,7 @@ from jsonschema import Draft202012Validator
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.web.openapi import document
+from sidecar.web.routes import ADMIN, PUBLIC
 
 MakePath = Callable[..., Awaitable[FaultyPath]]
 MakeServer = Callable[..., PostgresServer]
@@ -55,7 +56,7 @@ class TestFinds:
         status, output, progress = await measure(url, *QUICK, "--json", "--for", "confirmed", "--format", "hikaricp")
         assert status == 0, progress
         advice = json.loads(output)
-        schema = {"$ref": "#/components/schemas/Recommendation", "components": document()["components"]}
+        schema = {"$ref": "#/components/schemas/Recommendation", "components": document(PUBLIC, ADMIN)["components"]}
         Draft202012Validator(schema).validate(advice)
         assert advice["status"] in ("confirmed", "verified")
         limit = advice["idle_limit"]

@@ -12,13 +12,14 @@ import pytest
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from sidecar.core.advice.render import FormatName
 from sidecar.metrics import Metrics
 from sidecar.web.openapi import document
-from sidecar.web.routes import ADMIN, FORMATS, PUBLIC
+from sidecar.web.routes import ADMIN, PUBLIC
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, observation, outage, target, verified
 
-DOCUMENT = document()
+DOCUMENT = document(PUBLIC, ADMIN)
 
 
 def rich() -> Picture:
@@ -102,7 +103,7 @@ async def test_answers_are_as_described(server: HttpServer, path: str) -> None:
         assert ("ETag" in response.headers) == ("ETag" in described)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", FormatName)
 async def test_every_format_is_as_described(server: HttpServer, name: str) -> None:
     address = f"http://127.0.0.1:{server.port}/recommendation?format={name}"
     async with aiohttp.ClientSession() as client, client.get(address) as response:

@@ -32,13 +32,13 @@ from sidecar.core.advice.recommendation import (
     Verdict,
     Verification,
 )
+from sidecar.core.advice.render import FormatName
 from sidecar.core.availability.readiness import Readiness
 from sidecar.core.evidence import Downtime, Interval, Outage, OutageKind
 from sidecar.core.journal import Journal
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
-from sidecar.web.routes import FORMATS
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, measuring, observation, outage, target, verified
 
@@ -164,8 +164,8 @@ async def test_it_follows_the_running_service(
 
 async def assert_every_button_copies(page: Page, base: str) -> None:
     buttons = page.locator("button[data-format]")
-    assert [await button.get_attribute("data-format") for button in await buttons.all()] == list(FORMATS)
-    for name in FORMATS:
+    assert [await button.get_attribute("data-format") for button in await buttons.all()] == list(FormatName)
+    for name in FormatName:
         for _ in range(5):  # the advice may change between the two looks at it
             await page.locator(f"button[data-format='{name}']").click()
             await expect(page.locator(f"button[data-format='{name}']")).to_have_attribute("data-done", "copied")
@@ -274,7 +274,7 @@ async def test_a_keyboard_is_enough(base: str, open_page: Open) -> None:
     for _ in range(80):
         await page.keyboard.press("Tab")
         reached.add(await page.evaluate("document.activeElement.dataset.format ?? document.activeElement.tagName"))
-    assert {*FORMATS, "SUMMARY", "PRE", "A"} <= reached
+    assert {*FormatName, "SUMMARY", "PRE", "A"} <= reached
     button = page.locator("#target-orders button[data-format=hikaricp]")
     await button.focus()
     await page.keyboard.press("Enter")

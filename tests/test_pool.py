@@ -22,7 +22,7 @@ from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, Connected, PoolFact, PrePinged, TurnFailed
 from sidecar.probes.postgresql.connect import PostgresDriver
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 from testing import pictures
 from testing.watching import CULL, demote, execute, reinstate
 

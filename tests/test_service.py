@@ -25,11 +25,11 @@ import pytest
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, free_port
 from sidecar.probes.idle import IdleProbeRunner
+from sidecar.remote import Reply, Unreachable, ask
 from sidecar.service import Service
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 from sidecar.store.tables import observations
 from sidecar.target import Target
-from sidecar.web.client import Reply, Unreachable, ask
 from sidecar.web.routes import PUBLIC
 
 LEAVES_WITHIN_SECONDS = 20.0  # it promises 5; a busy machine may take longer

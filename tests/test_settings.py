@@ -16,19 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sidecar.settings import (
-    ConfigurationError,
-    DatabaseUrl,
-    Duration,
-    Section,
-    Settings,
-    Whole,
-    format_duration,
-    keys,
-    load_http,
-    load_settings,
-    parse_duration,
-)
+from sidecar.settings.loading import ConfigurationError, load_http, load_settings
+from sidecar.settings.model import Section, Settings, keys
+from sidecar.settings.url import DatabaseUrl
+from sidecar.settings.values import Duration, Whole, format_duration, parse_duration
 
 ROOT = Path(__file__).parent.parent
 URL = "postgresql+asyncpg://app@db.internal:5432/app"
@@ -407,6 +398,6 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def test_loading_the_settings_loads_no_driver_and_no_server() -> None:
-    script = "import sys, sidecar.settings; print(*(name.partition('.')[0] for name in sys.modules))"
+    script = "import sys, sidecar.settings.loading; print(*(name.partition('.')[0] for name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not {"sqlalchemy", "asyncpg", "aiohttp"} & set(loaded)

@@ -24,7 +24,7 @@ from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes.errors import CannotConnect
 from sidecar.probes.idle import IdleProbeRunner
 from sidecar.probes.postgresql.connect import PostgresDriver
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 CONNECTIONS = 3
 DEADLINE_SECONDS = 0.5

@@ -14,7 +14,7 @@ from sidecar.core.evidence import Observation, Outage
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.metrics import Metrics
-from sidecar.settings import Settings
+from sidecar.settings.model import Settings
 from sidecar.target import Target
 from testing.pictures import Picture
 from testing.watching import CULL, demote, eventually, execute, reinstate

@@ -1,4 +1,4 @@
-"""The picture of a result, from fixed documents, against golden files.
+"""The picture of a result, from fixed facts, against golden files.
 
 `UPDATE_GOLDEN=1 pytest tests/test_terminal.py` writes them anew; look at the difference before you commit it.
 """
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import pytest
 
-from sidecar import documents, terminal
+from sidecar import terminal
 from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.recommendation import IdleLimit, Recommendation
-from sidecar.core.advice.render import FORMATS
+from sidecar.core.advice.render.python import sqlalchemy
 from sidecar.core.evidence import Cause, Death, Observation, Status
+from sidecar.documents import TargetSummary
 from testing.pictures import measuring, observation, target, verified
 
 GOLDEN = Path(__file__).parent / "golden" / "terminal"
@@ -96,20 +96,15 @@ CASES: dict[str, tuple[Recommendation, Sequence[Observation]]] = {
 
 def pictured(case: str, *, ascii_only: bool = False, width: int = 100) -> str:
     advice, observations = CASES[case]
-    view = target(advice=advice)
-
-    def plain(body: object) -> object:
-        return orjson.loads(documents.dumps(body))
-
     paper = io.StringIO()
     console = terminal.console(paper)
     console.width = width
     console.print(
         terminal.picture(
-            plain(documents.TargetSummary.of(view)),
-            plain(documents.recommendation(view)),
-            plain(FORMATS["sqlalchemy"].render(advice)),
-            plain(list(observations)),
+            TargetSummary.of(target(advice=advice)),
+            advice,
+            sqlalchemy(advice),
+            observations,
             KNOWN,
             ascii_only=ascii_only,
         )

@@ -12,7 +12,7 @@ from sidecar.core.advice.trials import Setup
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.trial import try_out
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -16,7 +16,7 @@ from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.trial import TrialVoid, try_out
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 from testing import pictures
 
 MakePath = Callable[..., Awaitable[FaultyPath]]

@@ -17,9 +17,10 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sidecar.catalogue import known_limits
+from sidecar.core.advice.render import FormatName
 from sidecar.core.evidence import Observation
 from sidecar.core.views import TargetView
-from sidecar.web.routes import ADMIN, ASSETS, FORMATS, PUBLIC
+from sidecar.web.routes import ADMIN, ASSETS, PUBLIC
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, measuring, observation, outage, target, verified
 
@@ -179,7 +180,7 @@ async def test_the_page_by_default_and_an_index_to_who_asks_for_json(
 async def test_index_lists_routes_and_formats(client: aiohttp.ClientSession) -> None:
     index = await fetch(client, "/", headers={"Accept": "application/json"})
     assert set(index["routes"]) == {route.path for route in PUBLIC}
-    assert index["formats"] == list(FORMATS)
+    assert index["formats"] == list(FormatName)
 
 
 async def test_the_page_may_load_nothing_from_elsewhere(client: aiohttp.ClientSession) -> None:
@@ -340,7 +341,7 @@ async def test_env_format_is_read_by_a_shell(client: aiohttp.ClientSession, pict
 
 
 async def test_unknown_format_says_what_there_is(client: aiohttp.ClientSession) -> None:
-    assert (await fetch(client, "/recommendation?format=xml", 400))["available"] == list(FORMATS)
+    assert (await fetch(client, "/recommendation?format=xml", 400))["available"] == list(FormatName)
 
 
 async def test_target_unnamed(client: aiohttp.ClientSession, picture: Picture) -> None:

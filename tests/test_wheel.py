@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.demo.server import HOST, free_port
-from sidecar.web.client import Unreachable, ask
+from sidecar.remote import Unreachable, ask
 
 PROJECT = Path(__file__).parent.parent
 

@@ -53,6 +53,10 @@ class Status(StrEnum):
     VERIFIED = "verified"  # a whole volley of fresh connections agreed
 
 
+MILESTONES = (Status.PROVISIONAL, Status.CONFIRMED, Status.VERIFIED)
+"""What evidence reaches, one after the other."""
+
+
 class Outcome(StrEnum):
     """What one rest of one connection says."""
 

@@ -12,18 +12,19 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from sidecar.core.availability.readiness import Readiness
+from sidecar.core.evidence import Downtime, Interval, Outage, OutageKind
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.demo.service import Service, run_service
 from sidecar.demo.standby import StandbyServer
+from sidecar.documents import read
 
 # How exactly the end of an outage is timed. The service's own default is a tenth of a second, which asks more of a
 # laptop that runs two databases, a service and an application at once.
@@ -72,7 +73,7 @@ class _Act:
     """What was done, and what it must have been recorded as. Wall-clock times."""
 
     title: str
-    kind: str
+    kind: OutageKind
     began: float
     ended: Mapping[str, tuple[float, float]]  # what was out -> when it was possible again, at the earliest and latest
     application: str  # what one with pre-ping lived through
@@ -93,7 +94,7 @@ async def _failover(
     await told.until_over(1)
     return _Act(
         title="The primary was killed, and its standby promoted",
-        kind="failover",
+        kind=OutageKind.FAILOVER,
         began=began,
         ended={"connect": (moved, moved), "read": (moved, moved), "write": (promoting, promoted)},
         application=application.met(since=began),
@@ -114,7 +115,7 @@ async def _demotion(told: _Told, application: _Application, server: PostgresServ
     await told.until_over(2)
     return _Act(
         title="The server was demoted, and connections lived on",
-        kind="role_flip",
+        kind=OutageKind.ROLE_FLIP,
         began=began,
         ended={"write": (ending, ended)},
         application=application.met(since=began),
@@ -139,7 +140,7 @@ class _Told:
         self._began = time.time()
         self._reason: str | None = None
         self.ready = False
-        self.outages: list[Mapping[str, Any]] = []  # oldest first
+        self.outages: list[Outage] = []  # oldest first
 
     def announce(self, what: str) -> float:
         """Tell what is done next; when that is."""
@@ -170,60 +171,59 @@ class _Told:
         targets, outages = await self._service.ask("/targets"), await self._service.ask("/outages")
         if targets is None or outages is None:
             return
-        self.outages = outages["outages"][::-1]
-        readiness = targets["targets"][0]["readiness"]
-        self.ready = readiness["ready"]
-        if readiness["reason"] != self._reason:
-            self._reason = readiness["reason"]
+        self.outages = [read(Outage, outage) for outage in reversed(outages["outages"])]
+        readiness = read(Readiness, targets["targets"][0]["readiness"])
+        self.ready = readiness.ready
+        if readiness.reason != self._reason:
+            self._reason = readiness.reason
             self._say(time.time(), f"{'ready' if self.ready else 'not ready'}: {self._reason}")
 
     def _say(self, at: float, what: str) -> None:
         self._console.print(f"{at - self._began:6.1f} s   {what}")
 
-    def conclude(self, act: _Act, outage: Mapping[str, Any]) -> bool:
+    def conclude(self, act: _Act, outage: Outage) -> bool:
         """Hold a record against what was done; whether it is right."""
-        detail = f" ({outage['detail']})" if outage["detail"] else ""
-        right: bool = outage["kind"] == act.kind
-        self._console.print(f"{act.title}. Recorded as: {outage['kind']}{detail}")
-        for what in ("connect", "read", "write"):
-            spell = outage[what]
-            if (spell is None) != (what not in act.ended):
+        detail = f" ({outage.detail})" if outage.detail else ""
+        right = outage.kind is act.kind
+        self._console.print(f"{act.title}. Recorded as: {outage.kind}{detail}")
+        for what, downtime in _downtimes(outage).items():
+            if (downtime is None) != (what not in act.ended):
                 right = False
-            if spell is None:
+            if downtime is None:
                 self._console.print(f"  {what:<8}was possible all the while")
                 continue
             earliest, latest = act.ended.get(what, (act.began, act.began))
-            inside = _holds(spell["began"], act.began, act.began) and _holds(spell["ended"], earliest, latest)
+            inside = _holds(downtime.began, act.began, act.began) and _holds(downtime.ended, earliest, latest)
             right &= inside
             truth = _seconds(earliest - act.began, latest - act.began)
             self._console.print(
-                f"  {what:<8}out from {_told(spell['began'], act.began)} to {_told(spell['ended'], act.began)};"
+                f"  {what:<8}out from {_told(downtime.began, act.began)} to {_told(downtime.ended, act.began)};"
                 f" in truth from 0.00 s to {truth}{'' if inside else '   NOT INSIDE'}"
             )
         self._console.print(f"  A pool with pre-ping: {act.application}\n")
         return right
 
 
-def _is_over(outage: Mapping[str, Any]) -> bool:
-    return all(outage[what] is None or outage[what]["ended"] is not None for what in ("connect", "read", "write"))
+def _downtimes(outage: Outage) -> Mapping[str, Downtime | None]:
+    return {"connect": outage.connect, "read": outage.read, "write": outage.write}
 
 
-def _holds(interval: Mapping[str, str], earliest: float, latest: float) -> bool:
-    after, until = _instants(interval)
-    return latest >= after - _CLOCK_SECONDS and earliest <= until + _CLOCK_SECONDS
+def _is_over(outage: Outage) -> bool:
+    return all(downtime is None or downtime.ended is not None for downtime in _downtimes(outage).values())
 
 
-def _told(interval: Mapping[str, str], began: float) -> str:
-    after, until = _instants(interval)
-    return _seconds(after - began, until - began)
+def _holds(interval: Interval | None, earliest: float, latest: float) -> bool:
+    if interval is None:
+        return False
+    return latest >= interval.after - _CLOCK_SECONDS and earliest <= interval.until + _CLOCK_SECONDS
+
+
+def _told(interval: Interval | None, began: float) -> str:
+    return "?" if interval is None else _seconds(interval.after - began, interval.until - began)
 
 
 def _seconds(low: float, high: float) -> str:
     return f"{low:.2f} s" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}..{high:.2f} s"
-
-
-def _instants(interval: Mapping[str, str]) -> tuple[float, float]:
-    return datetime.fromisoformat(interval["after"]).timestamp(), datetime.fromisoformat(interval["until"]).timestamp()
 
 
 @contextlib.asynccontextmanager

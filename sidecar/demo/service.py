@@ -15,7 +15,7 @@ from typing import Any
 
 from sidecar.demo.guardian import Guardian
 from sidecar.demo.server import HOST, free_port
-from sidecar.web.client import Unreachable, ask
+from sidecar.remote import Unreachable, ask
 
 _STOP_SECONDS = 10.0
 _LOG_TAIL_LINES = 15

@@ -10,20 +10,28 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from rich.console import Console
 
+from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.evidence import Status
 from sidecar.demo import failover
 from sidecar.demo.application import query_after_rest
 from sidecar.demo.path import Fault, FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, ServerError
 from sidecar.demo.service import Service, ServiceError, run_service
 from sidecar.demo.standby import StandbyServer
+from sidecar.demo.stories import Story
+from sidecar.documents import TargetSummary, read
 from sidecar.terminal import Show, dead, findings, lived, progress, seconds
 
-_FAULTS: Mapping[str, Fault | None] = {"silent": "silent", "reset": "reset", "close": "close", "server": None}
-"""By `--path`. `server` is a plain connection: there PostgreSQL itself ends idle sessions."""
+_FAULTS: Mapping[Story, Fault | None] = {
+    Story.SILENT: "silent",
+    Story.RESET: "reset",
+    Story.CLOSE: "close",
+    Story.SERVER: None,
+}
+"""What the path does at the limit. None: a plain connection, on which PostgreSQL itself ends idle sessions."""
 
 _TOLERANCE = 0.05  # of the true limit, for exit status 0
 _POLL_SECONDS = 0.5
@@ -31,7 +39,7 @@ _VERIFIED_WITHIN = 4.0  # limits; what is known by then is the result
 _INTERRUPTED = 130
 
 
-def run(path: str, limit_seconds: float, once: bool) -> int:
+def run(path: Story, limit_seconds: float, once: bool) -> int:
     """Tell the story of one `--path`, on standard output; returns the exit status.
 
     0: told once, and the limit found is within 5 % of the true one; on the path `failover`, every outage was recorded
@@ -42,7 +50,7 @@ def run(path: str, limit_seconds: float, once: bool) -> int:
     console = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
     try:
         console.print("Starting PostgreSQL ...")
-        if path == "failover":
+        if path is Story.FAILOVER:
             with PostgresServer() as primary, StandbyServer(primary) as standby:
                 return 0 if asyncio.run(failover.tell(console, primary, standby, once=once)) else 1
         fault = _FAULTS[path]
@@ -58,7 +66,9 @@ def run(path: str, limit_seconds: float, once: bool) -> int:
 
 
 class _Story:
-    def __init__(self, console: Console, server: PostgresServer, path: str, limit_seconds: float, began: float) -> None:
+    def __init__(
+        self, console: Console, server: PostgresServer, path: Story, limit_seconds: float, began: float
+    ) -> None:
         self._console = console
         self._server = server
         self._path = path
@@ -91,7 +101,7 @@ class _Story:
             )
             told = "is not told" if fault else "can read it from the server, but goes by what it measures"
             self._console.print(
-                f"Path {self._path!r}: idle limit {limit:g} s. The service {told}; it looks for a limit between "
+                f"Path {self._path.value!r}: idle limit {limit:g} s. The service {told}; it looks for a limit between "
                 f"{floor:g} s and {cap:g} s, and a connection that answers nothing for 2 s is dead to it.\n"
                 f"It answers at {service.address}\n"
             )
@@ -111,47 +121,50 @@ class _Story:
                     await self._watch(service, show, lambda target: False)
             return 0 if within else 1
 
-    async def _watch(self, service: Service, show: Show, done: Callable[[Mapping[str, Any]], bool]) -> None:
+    async def _watch(self, service: Service, show: Show, done: Callable[[TargetSummary], bool]) -> None:
         """Show how the measurement stands until it is done."""
         while True:
             service.must_run()
             answer = await service.ask("/targets")
             if answer is not None:
-                target = answer["targets"][0]
+                target = read(TargetSummary, answer["targets"][0])
                 show(self._elapsed, target, "")
                 if done(target):
                     return
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _is_told(self, target: Mapping[str, Any]) -> bool:
+    def _is_told(self, target: TargetSummary) -> bool:
         """Whether the result stands: verified, or as good as it has got after a while."""
-        found = target["idle_limit"] is not None and target["idle_limit"]["estimate_seconds"] is not None
-        return found and (target["status"] == "verified" or self._elapsed > _VERIFIED_WITHIN * self._limit_seconds)
+        found = target.idle_limit is not None and target.idle_limit.estimate_seconds is not None
+        return found and (target.status is Status.VERIFIED or self._elapsed > _VERIFIED_WITHIN * self._limit_seconds)
 
     async def _conclude(self, service: Service, application: str) -> bool:
         """Print what was found and what to do about it; whether it is within the tolerance of the truth."""
-        advice = await service.ask("/recommendation")
+        answer = await service.ask("/recommendation")
         arguments = await service.ask("/recommendation?format=sqlalchemy")
-        if advice is None or arguments is None:
+        if answer is None or arguments is None:
             raise service.failure("the service no longer answers")
-        limit = advice["idle_limit"]
-        error: float = limit["estimate_seconds"] / self._limit_seconds - 1
+        advice = read(Recommendation, answer)
+        limit = advice.idle_limit
+        if limit is None or limit.estimate_seconds is None:
+            raise service.failure("the limit that was found is no longer held true")
+        error = limit.estimate_seconds / self._limit_seconds - 1
         lines = {
-            "Limit found": f"{seconds(limit['estimate_seconds'])}: proven to live {lived(limit['proven_seconds'])}, "
-            f"dead by {dead(limit['dead_by_seconds'])}; {advice['status']} after {self._elapsed:.0f} s",
+            "Limit found": f"{seconds(limit.estimate_seconds)}: proven to live {lived(limit.proven_seconds)}, "
+            f"dead by {dead(limit.dead_by_seconds)}; {advice.status} after {self._elapsed:.0f} s",
             "True limit": f"{seconds(self._limit_seconds)}, so the error is {error:+.1%}",
             "An application": f"with SQLAlchemy's defaults, on this path all the while: its query after "
             f"{seconds(_application_rest(self._limit_seconds))} of rest {application}",
         } | findings(advice, arguments)
-        if advice["application"] is not None:
-            lines["Verdict on it"] = f"{advice['application']['verdict']}: {advice['application']['because']}"
+        if advice.application is not None:
+            lines["Verdict on it"] = f"{advice.application.verdict}: {advice.application.because}"
         if _FAULTS[self._path] and "On each socket" in lines:
             lines["On each socket"] += " (for real paths: the relay of this demo takes no notice)"
         self._console.print()
         for heading, text in lines.items():
             self._console.print(f"{heading + ':':<15} {text}")
-        for remark in advice["reasons"] + advice["warnings"]:
-            self._console.print(f"  - {remark['text']}")
+        for remark in advice.reasons + advice.warnings:
+            self._console.print(f"  - {remark.text}")
         self._console.print()
         return abs(error) <= _TOLERANCE
 

@@ -49,7 +49,7 @@ from sidecar.core.evidence import Aged, Disturbed, Outage
 from sidecar.core.identity import Identity
 from sidecar.probes.driver import Driver, WatchedConnection
 from sidecar.probes.errors import CannotConnect, ConnectionEnded
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 _T = TypeVar("_T")
 

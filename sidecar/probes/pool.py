@@ -41,7 +41,7 @@ from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.evidence import Death
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 ROUND_EVERY_SECONDS = 5.0
 """Pause between two rounds: often enough that no limit worth living with is reached meanwhile, seldom enough to cost

@@ -36,15 +36,21 @@ from sidecar.documents import dumps
 from sidecar.web.answers import Problem
 
 MAX_READERS = 256
-LOOK_SECONDS = 1.0  # between two looks at the state
+"""At a time, of all targets together."""
+LOOK_SECONDS = 1.0
+"""Between two looks at the state."""
 HEARTBEAT_SECONDS = 10.0
 """Of silence, after which something is said all the same: a proxy that would cut a silent stream is kept from it, and a
 reader that hears nothing for longer knows that its stream is gone. An event rather than a comment, since browsers do
 not show comments to the page."""
-RETRY_MS = 2000  # how long a browser waits before it connects again
-_ENCODED = 64  # records kept in the form they are told in
-_WOKEN_AT_ONCE = 8  # readers; telling all of them takes less than a millisecond
-_PORTION = 16  # records told before looking again: a slow reader shall learn of the state, and of a gap, in between
+RETRY_MS = 2000
+"""How long a browser waits before it connects again."""
+_ENCODED = 64
+"""Records kept in the form they are told in."""
+_WOKEN_AT_ONCE = 8
+"""Readers; telling all of them takes less than a millisecond."""
+_PORTION = 16
+"""Records told before looking again: a slow reader shall learn of the state, and of a gap, in between."""
 
 
 @dataclass(slots=True)

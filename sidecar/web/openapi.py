@@ -1,134 +1,30 @@
-"""The OpenAPI 3.1 description of the HTTP interface.
+"""The OpenAPI 3.1 description of the HTTP interface, made from a table of routes.
 
-Paths and parameters come from the table of routes, schemas from the dataclasses that are served; written here is what
-neither of them knows: which body a path answers with, and examples.
+What a route takes, answers and refuses is in the table. Schemas of bodies are pydantic's, from the dataclasses that are
+served, except that they follow the encoder of `documents`: every member is always there, derived ones are shown beside
+the others, and an instant is text.
+
+This is loaded when somebody asks for the description, and takes a few hundredths of a second.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import is_dataclass
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from enum import StrEnum
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from sidecar import __version__, documents
 from sidecar.core.advice.recommendation import Recommendation
-from sidecar.web.answers import EVENT_STREAM, JSON, PROBLEM_JSON
-from sidecar.web.routes import ADMIN, FORMATS, OUTCOMES, PAGE_DEFAULT, PAGE_MAX, PUBLIC, Route
+from sidecar.web.answers import JSON, PROBLEM_JSON
+from sidecar.web.routes import Parameter, Route
 
 Json = dict[str, Any]
 
-_SCALARS: Mapping[Any, Json] = {
-    bool: {"type": "boolean"},
-    int: {"type": "integer"},
-    float: {"type": "number"},
-    str: {"type": "string"},
-    datetime: {"type": "string", "format": "date-time"},
-    NoneType: {"type": "null"},
-    object: {},
-}
-
-_VALUES: Mapping[tuple[str, str], list[str]] = {
-    ("Verdict", "verdict"): ["protected", "exposed", "unknown"],
-    ("Verification", "outcome"): ["ok", "failed"],
-    ("Trial", "outcome"): ["ok", "error", "hang"],
-    ("Observation", "outcome"): [*OUTCOMES],
-}
-"""What a member may say where its type is text."""
-
-_EXAMPLE: Json = {
-    "schema": documents.SCHEMA,
-    "target": "default",
-    "generated_at": "2026-11-24T03:00:00Z",
-    "status": "verified",
-    "settings": {
-        "pool_recycle": 171,
-        "pool_pre_ping": True,
-        "selective_pre_ping_after": None,
-        "pool_recycle_with_keepalive": 1800,
-    },
-    "socket": {"keepalive": {"idle": 102, "interval": 15, "count": 3}, "user_timeout_ms": 5000},
-    "connect_args": {},
-    "idle_limit": {
-        "proven_seconds": 343.2,
-        "dead_by_seconds": 350.2,
-        "estimate_seconds": 346.7,
-        "death": "silent",
-        "sqlstate": None,
-        "keepalive_helps": True,
-        "likely": [{"id": "network_firewall", "component": "a stateful firewall that drops what it has forgotten"}],
-    },
-    "lifetime_limit": None,
-    "pre_ping_cost": {
-        "round_trips": 3,
-        "p50_ms": 1.8,
-        "p99_ms": 4.1,
-        "overhead_ratio": 0.3,
-        "overhead_low": 0.28,
-        "overhead_high": 0.33,
-        "round_trips_autocommit": 1,
-    },
-    "failover": {
-        "outages": 2,
-        "outage_seconds": {"p50": 14.2, "max": 31.5},
-        "write_outage_seconds": {"p50": 16.1, "max": 33.4},
-    },
-    "application": {"verdict": "exposed", "because": "its pool_recycle of 1800 s lies above the idle limit"},
-    "verification": {"outcome": "ok", "idle_seconds": 357.1, "checkout_ms": 6.2, "at": "2026-11-24T02:59:58.25Z"},
-    "trials": [
-        {
-            "name": "pre_ping_only",
-            "pool_recycle": -1,
-            "pool_pre_ping": True,
-            "keepalive": False,
-            "outcome": "hang",
-            "idle_seconds": 367.7,
-            "checkout_ms": None,
-            "reconnected": None,
-            "error": "no answer within 15 s",
-            "at": "2026-11-24T02:59:58.25Z",
-        }
-    ],
-    "reasons": [
-        {
-            "code": "idle_limit_measured",
-            "text": "Connections die after resting between 343 and 350 seconds.",
-            "evidence": "/evidence?target=default&outcome=died",
-        }
-    ],
-    "warnings": [],
-}
-
-_QUERY: Mapping[str, Json] = {
-    "target": {
-        "description": "A target's name. Without it: `default` if there is one, else the only one.",
-        "schema": {"type": "string"},
-        "example": "default",
-    },
-    "format": {
-        "description": "The dialect of the advice.",
-        "schema": {"type": "string", "enum": [*FORMATS], "default": "json"},
-    },
-    "arm": {
-        "description": "Show only what was seen by connections open for this: search, guard, keepalive, lifetime, …",
-        "schema": {"type": "string"},
-    },
-    "outcome": {
-        "description": "Show only rests that ended so.",
-        "schema": {"type": "string", "enum": [*OUTCOMES]},
-    },
-    "limit": {
-        "description": "How many to show at most.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
-    },
-    "before": {
-        "description": "Show what is older than the one with this id; `next` in a page is the address to go on with.",
-        "schema": {"type": "string"},
-    },
-}
+_TEXT: Json = {"type": "string"}
 
 _PROBLEM: Json = {
     "description": "What went wrong (RFC 9457). Further members say more, such as `available`: what there is instead.",
@@ -156,67 +52,17 @@ _PROBLEM: Json = {
 }
 
 
-_ENGINE_ARGUMENTS: Json = {
-    "description": "Keyword arguments for SQLAlchemy's create_async_engine (format=sqlalchemy).",
-    "type": "object",
-    "properties": {
-        "pool_recycle": {"type": "number"},
-        "pool_pre_ping": {"type": "boolean"},
-        "connect_args": {"type": "object"},
-    },
-    "required": ["pool_recycle", "pool_pre_ping"],
-    "additionalProperties": False,
-}
-
-_TEXT: Json = {"type": "string"}
-
-_EVENTS: Json = {
-    "type": "string",
-    "description": "Server-sent events; the data of each is JSON on one line. `reset`: what the reader holds may be "
-    "incomplete, fetch it anew (an empty object; also the first event of every stream that is not resumed). "
-    "`observation`: an Observation, `outage`: an Outage, each with an id to resume from; one whose member `id` came "
-    "before replaces that. `target`: a TargetSummary, and `recommendation`: the same as /recommendation; both are told "
-    "on connecting and whenever they have changed, without an id. `heartbeat`: a Heartbeat, after 10 s of silence.",
-}
-
-_CONTENT: Mapping[str, Mapping[str, Any]] = {
-    "/": {"text/html": _TEXT, JSON: documents.Index},
-    "/health": {JSON: documents.Health},
-    "/readyz": {JSON: documents.Health},
-    "/livez": {JSON: documents.Liveness},
-    "/startupz": {JSON: documents.Startup},
-    "/recommendation": {JSON: Recommendation, "text/plain": _TEXT},
-    "/targets": {JSON: documents.Targets},
-    "/evidence": {JSON: documents.Evidence},
-    "/outages": {JSON: documents.Outages},
-    "/events": {EVENT_STREAM: _EVENTS},
-    "/known-limits": {JSON: documents.KnownLimits},
-    "/metrics": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
-    "/openapi.json": {JSON: {"type": "object"}},
-    "/quitquitquit": {JSON: documents.Leaving},
-    "/measure": {JSON: documents.Measuring},
-    "/trial": {JSON: documents.Trying},
-}
-"""What a path answers with when all is well: content type -> the dataclass served, or a schema."""
-
-_PROBES = ("/health", "/readyz", "/livez", "/startupz")
-"""Their bad news is a problem that also has the members of the good news."""
-
-_UNTAGGED = (*_PROBES, "/metrics", "/events")
-"""Read for the present moment: nothing to revalidate."""
-
-
-def document() -> Json:
-    """The whole description, ready to be encoded."""
-    schemas = _Schemas(Problem=_PROBLEM, EngineArguments=_ENGINE_ARGUMENTS)
-    schemas.of(documents.Heartbeat)
+def document(public: Iterable[Route], admin: Iterable[Route]) -> Json:
+    """The whole description of these routes, ready to be encoded."""
+    public, admin = tuple(public), tuple(admin)
+    contents, schemas = _contents((*public, *admin))
     paths: dict[str, Json] = {}
-    for route in PUBLIC:
-        paths[route.path] = {"get": _operation(route, schemas)}
-    for route in ADMIN:
+    for route in public:
+        paths[route.path] = {"get": _operation(route, contents[route.path])}
+    for route in admin:
         paths[route.path] = {
             "servers": [{"url": "http://127.0.0.1:9091", "description": "the admin port, on the loopback only"}],
-            "post": _operation(route, schemas),
+            "post": _operation(route, contents[route.path]),
         }
     return {
         "openapi": "3.1.0",
@@ -229,47 +75,33 @@ def document() -> Json:
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": dict(schemas)},
+        "components": {"schemas": dict(sorted({**schemas, "Problem": _PROBLEM}.items()))},
     }
 
 
-def _operation(route: Route, schemas: _Schemas) -> Json:
-    tagged = route.method == "GET" and route.path not in _UNTAGGED
-    good: Json = {
-        "description": route.summary,
-        "content": {kind: {"schema": schemas.of(body)} for kind, body in _CONTENT[route.path].items()},
-    }
-    if route.path == "/recommendation":
-        advice = good["content"][JSON]
-        advice["schema"] = {"anyOf": [advice["schema"], {"$ref": "#/components/schemas/EngineArguments"}]}
-        advice["example"] = _EXAMPLE
+def _operation(route: Route, content: Json) -> Json:
+    good: Json = {"description": route.summary, "content": content}
     headers: Json = {}
-    if tagged:
+    if route.tagged:
         headers["ETag"] = {"description": "Names this very body.", "schema": _TEXT}
     if "before" in route.query:
         headers["Link"] = {"description": 'The older page, as rel="next"; absent on the last.', "schema": _TEXT}
     responses: Json = {"200" if route.method == "GET" else "202": good | ({"headers": headers} if headers else {})}
-    if tagged:
+    if route.tagged:
         responses["304"] = {"description": "The body is still the one named in If-None-Match."}
     responses["400"] = _problem("a query parameter is unknown, given twice, or has no such value")
     if route.method == "POST":
         responses["403"] = _problem("a web page asked")
     if "target" in route.query or route.method == "POST":
         responses["404"] = _problem("there is no such target or cursor, or no such path on this port")
-    if route.path in _PROBES:
-        body = schemas.of(_CONTENT[route.path][JSON])
-        responses["503"] = _problem("not so; `detail` says why", body)
-    if route.path == "/events":
-        responses["503"] = _problem("there are too many readers")
+    if route.unavailable is not None:
+        responses["503"] = _problem(route.unavailable, content[JSON]["schema"] if route.probe else None)
     responses["default"] = _problem("anything else that went wrong")
-    parameters = [{"name": name, "in": "query", **_QUERY[name]} for name in route.query]
-    if route.path == "/events":
-        parameters[0]["description"] = "Only what concerns this target; without it, all of them."
-        last = {"description": "The id of the last event received: what came after it is told first.", "schema": _TEXT}
-        parameters.append({"name": "Last-Event-ID", "in": "header", **last})
-    if tagged:
-        held = {"description": "Tags of the bodies held.", "schema": _TEXT}
-        parameters.append({"name": "If-None-Match", "in": "header", **held})
+    parameters = [_parameter(name, "query", parameter) for name, parameter in route.query.items()]
+    parameters += [_parameter(name, "header", parameter) for name, parameter in route.headers.items()]
+    if route.tagged:
+        held = Parameter(description="Tags of the bodies held.")
+        parameters.append(_parameter("If-None-Match", "header", held))
     return {
         "operationId": route.path.strip("/").replace(".", "_").replace("-", "_") or "index",
         "summary": route.summary,
@@ -278,49 +110,54 @@ def _operation(route: Route, schemas: _Schemas) -> Json:
     }
 
 
+def _parameter(name: str, place: str, parameter: Parameter) -> Json:
+    told: Json = {"name": name, "in": place, "description": parameter.description, "schema": parameter.schema}
+    return told if parameter.example is None else told | {"example": parameter.example}
+
+
 def _problem(description: str, also: Json | None = None) -> Json:
     problem: Json = {"$ref": "#/components/schemas/Problem"}
     schema = problem if also is None else {"allOf": [problem, also]}
     return {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
 
 
-class _Schemas(dict[str, Json]):
-    """The named schemas, collected as types are asked for."""
+def _contents(routes: Iterable[Route]) -> tuple[Mapping[str, Json], Json]:
+    """What each path answers with, by content type; and the named schemas that this refers to."""
+    places = [(route, kind) for route in routes for kind in route.answers]
+    bodies = [route.answers[kind] for route, kind in places]
+    bodies += [body for route in routes for body in route.streamed]
+    # As one type, because pydantic then looks at each body once.
+    described = TypeAdapter(tuple[*bodies]).json_schema(  # type: ignore[valid-type]
+        mode="serialization", ref_template="#/components/schemas/{model}", schema_generator=_Schemas
+    )
+    contents: dict[str, Json] = {}
+    for (route, kind), schema in zip(places, described["prefixItems"], strict=False):
+        example = {"example": route.example} if kind == JSON and route.example is not None else {}
+        contents.setdefault(route.path, {})[kind] = {"schema": schema, **example}
+    for schema in described["$defs"].values():
+        del schema["title"]  # its name, once more
+    return contents, described["$defs"]
 
-    def of(self, hint: Any) -> Json:
-        """The JSON schema of a type, as the encoder writes it; a dict is one already."""
-        if isinstance(hint, dict):
-            return hint
-        if hint in _SCALARS:
-            return dict(_SCALARS[hint])
-        if isinstance(hint, type) and issubclass(hint, StrEnum):
-            self[hint.__name__] = {"type": "string", "enum": [member.value for member in hint]}
-            return _reference(hint)
-        if isinstance(hint, type) and is_dataclass(hint):
-            self[hint.__name__] = self._object(hint)
-            return _reference(hint)
-        arguments = get_args(hint)
-        if get_origin(hint) is UnionType:
-            return {"anyOf": [self.of(argument) for argument in arguments]}
-        if get_origin(hint) is tuple:
-            return {"type": "array", "items": self.of(arguments[0])}
-        if get_origin(hint) in (dict, Mapping):
-            return {"type": "object", "additionalProperties": self.of(arguments[1])}
-        raise TypeError(f"no schema for {hint}")
 
-    def _object(self, body: type) -> Json:
-        properties = {name: self.of(hint) for name, hint in documents.members(body).items()}
-        for name in properties:
-            if values := _VALUES.get((body.__name__, name)):
-                properties[name]["enum"] = values
+class _Schemas(GenerateJsonSchema):
+    """Pydantic's schemas of what is served, as the encoder of `documents` writes it."""
+
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> JsonSchemaValue:
+        described = super().dataclass_schema(schema)
+        body: type = schema["cls"]
+        fields, properties = described["properties"], {}
+        for name, hint in documents.members(body).items():
+            differs = name not in fields or hint in (datetime, datetime | None)  # derived, or an instant
+            properties[name] = self._of(hint) if differs else fields[name]
         if body is Recommendation:
-            properties |= {"schema": {"const": documents.SCHEMA}, "generated_at": self.of(datetime)}
-        schema: Json = {"type": "object", "properties": properties, "required": list(properties)}
-        text = body.__doc__ or ""
-        if not text.startswith(f"{body.__name__}("):  # what dataclass writes where there is no docstring
-            schema["description"] = inspect.cleandoc(text)
-        return schema
+            properties |= {"schema": self._of(Literal[documents.SCHEMA]), "generated_at": self._of(datetime)}
+        return described | {"properties": properties, "required": list(properties)}
 
+    def _of(self, hint: Any) -> JsonSchemaValue:
+        return self.generate_inner(TypeAdapter(hint).core_schema)
 
-def _reference(named: type) -> Json:
-    return {"$ref": f"#/components/schemas/{named.__name__}"}
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])  # nothing is left out of an answer, so nobody assumes a default
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False

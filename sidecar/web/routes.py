@@ -1,345 +1,219 @@
-"""Every route: what it takes and what it answers, from memory and at once.
+"""Every route, as a table: what it takes, which handler answers, with what, and how it may refuse.
 
-Handlers are plain functions, not coroutines: they cannot wait for anything, least of all for a database.
+The server dispatches by it, and the OpenAPI document is made from it; so what is described is what is served.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from http import HTTPStatus
-from itertools import islice
-from typing import Protocol, TypeVar
-from urllib.parse import urlencode
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any
 
-from sidecar import __version__, documents
-from sidecar.catalogue import known_limits
-from sidecar.core.advice import render
+from pydantic import Field
+
+from sidecar import documents
 from sidecar.core.advice.recommendation import Recommendation
-from sidecar.core.evidence import Observation
-from sidecar.core.views import Source, TargetView
-from sidecar.documents import dumps
+from sidecar.core.advice.render import FormatName
+from sidecar.core.evidence import Arm, Observation, Outage, Outcome
 from sidecar.web import page
-from sidecar.web.answers import EVENT_STREAM, Answer, Problem, Stream
-from sidecar.web.events import Feed
+from sidecar.web.answers import EVENT_STREAM, JSON, Answer, Stream
+from sidecar.web.examples import RECOMMENDATION
+from sidecar.web.handlers import PAGE_DEFAULT, PAGE_MAX, Ask, Handlers
 
-SERVICE = "connection-health-sidecar"
-FORMATS: tuple[str, ...] = ("json", *render.FORMATS)
-OUTCOMES = ("survived", "died", "censored")
-PAGE_DEFAULT = 100
-PAGE_MAX = 1000
-
-RenderMetrics = Callable[[str], tuple[bytes, str]]
-"""From the Accept header to the body and its content type."""
+TEXT = "text/plain"
+HTML = "text/html"
+OPEN_METRICS = "application/openmetrics-text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A request, as far as a handler may look at it. Only declared query parameters are in `query`, each once."""
+class Parameter:
+    """What a caller may say, in the query or in a header. `schema` is JSON schema."""
 
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    description: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+    example: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
+    """One path and one method."""
+
     path: str
     summary: str
     handler: Callable[[Handlers, Ask], Answer | Stream]
-    query: tuple[str, ...] = ()
-    method: str = "GET"  # GET answers HEAD too
+    _: KW_ONLY
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    """When all is well: content type -> type of the body, as annotations have it."""
+    query: Mapping[str, Parameter] = field(default_factory=dict)
+    headers: Mapping[str, Parameter] = field(default_factory=dict)
+    """Of the request, beside those that every GET looks at."""
+    method: str = "GET"
+    """GET answers HEAD too."""
+    volatile: bool = False
+    """Read for the present moment: its answer has no tag, since there is nothing to revalidate."""
+    probe: bool = False
+    """Its bad news, 503, is a problem that also has the members of its good news."""
+    unavailable: str | None = None
+    """Why it may answer 503."""
+    streamed: tuple[type, ...] = ()
+    """The bodies of which a stream is made, told of in the description of its answer."""
+    example: Mapping[str, Any] | None = None
+    """Of its answer in JSON."""
 
     @property
     def allow(self) -> str:
         return "GET, HEAD" if self.method == "GET" else self.method
 
-
-class _Identified(Protocol):
     @property
-    def id(self) -> str: ...
+    def tagged(self) -> bool:
+        """Whether its answer has an ETag."""
+        return self.method == "GET" and not self.volatile
 
 
-_Item = TypeVar("_Item", bound=_Identified)
+def _one_of(words: type[StrEnum], **more: object) -> Mapping[str, Any]:
+    return {"type": "string", "enum": [word.value for word in words], **more}
 
 
-class Handlers:
-    def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
-        self._source = source
-        self._render_metrics = render_metrics
-        # Rendered advice by (target, format), with the advice it was rendered from; bounded, both names being known.
-        self._rendered: dict[tuple[str, str], tuple[tuple[Recommendation, float], Answer]] = {}
-        self._openapi: Answer | None = None
-        self.feed = Feed(source)
+_TARGET = Parameter(
+    description="A target's name. Without it: `default` if there is one, else the only one.", example="default"
+)
+_FORMAT = Parameter(description="The dialect of the advice.", schema=_one_of(FormatName, default=FormatName.JSON.value))
+_ARM = Parameter(description=f"Show only what was seen by connections open for this: {', '.join(Arm)}.")
+_OUTCOME = Parameter(description="Show only rests that ended so.", schema=_one_of(Outcome))
+_LIMIT = Parameter(
+    description="How many to show at most.",
+    schema={"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
+)
+_BEFORE = Parameter(
+    description="Show what is older than the one with this id; `next` in a page is the address to go on with."
+)
+_TARGET_OF_STREAM = Parameter(description="Only what concerns this target; without it, all of them.", example="default")
+_LAST_EVENT_ID = Parameter(description="The id of the last event received: what came after it is told first.")
 
-    def index(self, ask: Ask) -> Answer:
-        """The page for people, or for a program that asks for JSON an index."""
-        headers = {"Vary": "Accept"}
-        if not _prefers_json(ask.headers.get("Accept", "")):
-            return replace(page.asset("index.html"), headers={**page.HEADERS, **headers})
-        routes = {route.path: route.summary for route in PUBLIC}
-        index = documents.Index(service=SERVICE, version=__version__, routes=routes, formats=FORMATS)
-        return Answer.tagged(dumps(index), headers=headers)
-
-    def asset(self, ask: Ask) -> Answer:
-        """A part of the page."""
-        return page.asset(ask.path.rpartition("/")[2])
-
-    def health(self, ask: Ask) -> Answer:
-        targets = {name: view.readiness for name, view in self._source.targets().items()}
-        waiting = [f"{name}: {readiness.reason}" for name, readiness in targets.items() if not readiness.ready]
-        if not self._source.started:
-            waiting.insert(0, "the service is still starting")
-        if waiting:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "; ".join(waiting),
-                kind="not-ready",
-                title="Not ready",
-                ready=False,
-                targets=targets,
-            )
-        return Answer(body=dumps(documents.Health(ready=True, targets=targets)))
-
-    def livez(self, ask: Ask) -> Answer:
-        faults = self._source.faults
-        if faults:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "; ".join(f"the task {name} died: {why}" for name, why in faults.items()),
-                kind="not-alive",
-                title="A supervised task died",
-                alive=False,
-                faults=faults,
-            )
-        return Answer(body=dumps(documents.Liveness(alive=True, faults={})))
-
-    def startupz(self, ask: Ask) -> Answer:
-        if not self._source.started:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "the service is still starting",
-                kind="not-started",
-                title="Still starting",
-                started=False,
-            )
-        return Answer(body=dumps(documents.Startup(started=True)))
-
-    def recommendation(self, ask: Ask) -> Answer:
-        view = self._target(ask)
-        name = ask.query.get("format", "json")
-        if name not in FORMATS:
-            raise Problem(
-                HTTPStatus.BAD_REQUEST,
-                f"There is no format {name!r}; there is: {', '.join(FORMATS)}",
-                kind="unknown-format",
-                title="Unknown format",
-                available=FORMATS,
-            )
-        basis = (view.recommendation, view.generated_at)
-        held = self._rendered.get((view.name, name))
-        if held is not None and held[0] == basis:
-            return held[1]
-        answer = _render(view, name)
-        self._rendered[view.name, name] = (basis, answer)
-        return answer
-
-    def targets(self, ask: Ask) -> Answer:
-        return Answer.tagged(dumps(documents.Targets.of(self._source)))
-
-    def evidence(self, ask: Ask) -> Answer:
-        name = self._target(ask).name
-        page, older, headers = _page("/evidence", name, _chosen(self._source.observations(name), ask), ask)
-        return Answer.tagged(dumps(documents.Evidence(target=name, observations=page, next=older)), headers=headers)
-
-    def outages(self, ask: Ask) -> Answer:
-        name = self._target(ask).name
-        page, older, headers = _page("/outages", name, self._source.outages(name), ask)
-        return Answer.tagged(dumps(documents.Outages(target=name, outages=page, next=older)), headers=headers)
-
-    def events(self, ask: Ask) -> Stream:
-        target = self._target(ask).name if "target" in ask.query else None
-        return Stream(
-            open=lambda: self.feed.read(ask.headers.get("Last-Event-ID"), target),
-            content_type=EVENT_STREAM,
-            headers={"X-Accel-Buffering": "no"},  # or nginx would hold it back
-        )
-
-    def known_limits(self, ask: Ask) -> Answer:
-        return Answer.tagged(dumps(documents.KnownLimits(limits=known_limits())))
-
-    def metrics(self, ask: Ask) -> Answer:
-        body, content_type = self._render_metrics(ask.headers.get("Accept", ""))
-        return Answer(body=body, content_type=content_type, headers={"Vary": "Accept"})
-
-    def openapi(self, ask: Ask) -> Answer:
-        if self._openapi is None:
-            from sidecar.web import openapi  # here, because it describes the routes of this module
-
-            self._openapi = Answer.tagged(dumps(openapi.document()))
-        return self._openapi
-
-    def quit(self, ask: Ask) -> Answer:
-        _refuse_browsers(ask)
-        self._source.quit()
-        return Answer(body=dumps(documents.Leaving(leaving=True)), status=HTTPStatus.ACCEPTED)
-
-    def measure(self, ask: Ask) -> Answer:
-        _refuse_browsers(ask)
-        name = self._target(ask).name
-        self._source.measure_afresh(name)
-        return Answer(body=dumps(documents.Measuring(target=name)), status=HTTPStatus.ACCEPTED)
-
-    def try_again(self, ask: Ask) -> Answer:
-        _refuse_browsers(ask)
-        name = self._target(ask).name
-        self._source.try_again(name)
-        return Answer(body=dumps(documents.Trying(target=name)), status=HTTPStatus.ACCEPTED)
-
-    def _target(self, ask: Ask) -> TargetView:
-        """The target asked for; unnamed, `default` if there is one, else the only one."""
-        targets = self._source.targets()
-        name = ask.query.get("target")
-        if name is None:
-            if "default" not in targets and len(targets) != 1:
-                raise Problem(
-                    HTTPStatus.BAD_REQUEST,
-                    f"Say which target, as in ?target=NAME; there is: {', '.join(targets)}",
-                    kind="target-needed",
-                    title="Target needed",
-                    available=tuple(targets),
-                )
-            name = "default" if "default" in targets else next(iter(targets))
-        if name not in targets:
-            raise Problem(
-                HTTPStatus.NOT_FOUND,
-                f"There is no target {name!r}; there is: {', '.join(targets)}",
-                kind="unknown-target",
-                title="Unknown target",
-                available=tuple(targets),
-            )
-        return targets[name]
+_Events = Annotated[
+    str,
+    Field(
+        description="Server-sent events; the data of each is JSON on one line. `reset`: what the reader holds may be "
+        "incomplete, fetch it anew (an empty object; also the first event of every stream that is not resumed). "
+        "`observation`: an Observation, `outage`: an Outage, each with an id to resume from; one whose member `id` "
+        "came before replaces that. `target`: a TargetSummary, and `recommendation`: the same as /recommendation; both "
+        "are told on connecting and whenever they have changed, without an id. `heartbeat`: a Heartbeat, after 10 s of "
+        "silence."
+    ),
+]
 
 
-def _render(view: TargetView, name: str) -> Answer:
-    if name == "json":
-        return Answer.tagged(dumps(documents.recommendation(view)))
-    form = render.FORMATS[name]
-    rendered = form.render(view.recommendation)
-    return Answer.tagged(rendered.encode() if isinstance(rendered, str) else dumps(rendered), form.content_type)
-
-
-def _chosen(observations: Sequence[Observation], ask: Ask) -> Sequence[Observation]:
-    """Those of the arm and the outcome asked for."""
-    arm, outcome = ask.query.get("arm"), ask.query.get("outcome")
-    if outcome is not None and outcome not in OUTCOMES:
-        raise Problem(
-            HTTPStatus.BAD_REQUEST,
-            f"outcome takes one of {', '.join(OUTCOMES)}, not {outcome!r}",
-            kind="bad-parameter",
-            title="Bad parameter",
-            parameter="outcome",
-            available=OUTCOMES,
-        )
-    if arm is None and outcome is None:
-        return observations
-    return [seen for seen in observations if arm in (None, seen.arm) and outcome in (None, seen.outcome)]
-
-
-def _page(
-    path: str, target: str, items: Sequence[_Item], ask: Ask
-) -> tuple[tuple[_Item, ...], str | None, dict[str, str]]:
-    """One page of `items`, newest first; the address of the older page, also as a Link header.
-
-    The cursor is the id of the page's last item, not a count, so new items do not shift the pages behind it.
-    """
-    limit, before = _limit(ask), ask.query.get("before")
-    newest_first = reversed(items)
-    if before is not None and not any(item.id == before for item in newest_first):
-        raise Problem(
-            HTTPStatus.NOT_FOUND,
-            f"Nothing here has the id {before!r}, or it is too old to be still in memory; start again without `before`",
-            kind="unknown-cursor",
-            title="Unknown cursor",
-        )
-    page = tuple(islice(newest_first, limit + 1))
-    if len(page) <= limit:
-        return page, None, {}
-    chosen = {name: ask.query[name] for name in ("arm", "outcome") if name in ask.query}
-    older = f"{path}?{urlencode({'target': target, 'limit': limit, **chosen, 'before': page[limit - 1].id})}"
-    return page[:limit], older, {"Link": f'<{older}>; rel="next"'}
-
-
-def _limit(ask: Ask) -> int:
-    text = ask.query.get("limit", str(PAGE_DEFAULT))
-    # isdecimal first: int() would also take signs, blanks and underscores
-    if text.isascii() and text.isdecimal() and len(text) <= len(str(PAGE_MAX)) and 1 <= int(text) <= PAGE_MAX:
-        return int(text)
-    raise Problem(
-        HTTPStatus.BAD_REQUEST,
-        f"limit takes a whole number from 1 to {PAGE_MAX}, not {text!r}",
-        kind="bad-parameter",
-        title="Bad parameter",
-        parameter="limit",
+def _probe(path: str, summary: str, handler: Callable[[Handlers, Ask], Answer], body: type) -> Route:
+    return Route(
+        path,
+        summary,
+        handler,
+        answers={JSON: body},
+        volatile=True,
+        probe=True,
+        unavailable="not so; `detail` says why",
     )
 
 
-def _prefers_json(accept: str) -> bool:
-    """Whether JSON is named, and a page less or not at all. Who takes anything (`*/*`) gets the page."""
-    weights = {"application/json": 0.0, "text/html": 0.0}
-    for part in accept.lower().split(","):
-        kind, *parameters = (piece.strip() for piece in part.split(";"))
-        if kind in weights:
-            weights[kind] = next((_weight(each) for each in parameters if each.startswith("q=")), 1.0)
-    return weights["application/json"] > weights["text/html"]
-
-
-def _weight(parameter: str) -> float:
-    try:
-        return float(parameter.removeprefix("q="))
-    except ValueError:
-        return 0.0
-
-
-def _refuse_browsers(ask: Ask) -> None:
-    """Loopback keeps other machines out, not the pages in a browser on this one; those send an Origin."""
-    if "Origin" in ask.headers:
-        raise Problem(HTTPStatus.FORBIDDEN, "The admin port takes no requests from web pages")
-
-
 PUBLIC: tuple[Route, ...] = (
-    Route("/", "one page for people; an index to a program that asks for JSON", Handlers.index),
-    Route("/health", "readiness, with the reason per target", Handlers.health),
-    Route("/readyz", "the same as /health", Handlers.health),
-    Route("/livez", "whether every supervised task is alive; never depends on a database", Handlers.livez),
-    Route("/startupz", "whether starting is over", Handlers.startupz),
-    Route("/recommendation", "the advice, in the format asked for", Handlers.recommendation, ("target", "format")),
-    Route("/targets", "every target in short", Handlers.targets),
+    Route(
+        "/",
+        "one page for people; an index to a program that asks for JSON",
+        Handlers.index,
+        answers={HTML: str, JSON: documents.Index},
+    ),
+    _probe("/health", "readiness, with the reason per target", Handlers.health, documents.Health),
+    _probe("/readyz", "the same as /health", Handlers.health, documents.Health),
+    _probe(
+        "/livez",
+        "whether every supervised task is alive; never depends on a database",
+        Handlers.livez,
+        documents.Liveness,
+    ),
+    _probe("/startupz", "whether starting is over", Handlers.startupz, documents.Startup),
+    Route(
+        "/recommendation",
+        "the advice, in the format asked for",
+        Handlers.recommendation,
+        answers={JSON: Recommendation | documents.EngineArguments, TEXT: str},
+        query={"target": _TARGET, "format": _FORMAT},
+        example=RECOMMENDATION,
+    ),
+    Route("/targets", "every target in short", Handlers.targets, answers={JSON: documents.Targets}),
     Route(
         "/evidence",
         "the observations behind the numbers, newest first",
         Handlers.evidence,
-        ("target", "arm", "outcome", "limit", "before"),
+        answers={JSON: documents.Evidence},
+        query={"target": _TARGET, "arm": _ARM, "outcome": _OUTCOME, "limit": _LIMIT, "before": _BEFORE},
     ),
-    Route("/outages", "what happened to the database, newest first", Handlers.outages, ("target", "limit", "before")),
-    Route("/events", "the same live, as server-sent events", Handlers.events, ("target",)),
-    Route("/known-limits", "known limits with which the measured one is compared", Handlers.known_limits),
-    Route("/metrics", "metrics for Prometheus, as text or OpenMetrics", Handlers.metrics),
-    Route("/openapi.json", "this interface, as an OpenAPI 3.1 document", Handlers.openapi),
+    Route(
+        "/outages",
+        "what happened to the database, newest first",
+        Handlers.outages,
+        answers={JSON: documents.Outages},
+        query={"target": _TARGET, "limit": _LIMIT, "before": _BEFORE},
+    ),
+    Route(
+        "/events",
+        "the same live, as server-sent events",
+        Handlers.events,
+        answers={EVENT_STREAM: _Events},
+        query={"target": _TARGET_OF_STREAM},
+        headers={"Last-Event-ID": _LAST_EVENT_ID},
+        volatile=True,
+        unavailable="there are too many readers",
+        streamed=(Observation, Outage, documents.TargetSummary, Recommendation, documents.Heartbeat),
+    ),
+    Route(
+        "/known-limits",
+        "known limits with which the measured one is compared",
+        Handlers.known_limits,
+        answers={JSON: documents.KnownLimits},
+    ),
+    Route(
+        "/metrics",
+        "metrics for Prometheus, as text or OpenMetrics",
+        Handlers.metrics,
+        answers={TEXT: str, OPEN_METRICS: str},
+        volatile=True,
+    ),
+    Route(
+        "/openapi.json",
+        "this interface, as an OpenAPI 3.1 document",
+        Handlers.openapi,
+        answers={JSON: dict[str, object]},
+    ),
 )
+
 ASSETS: tuple[Route, ...] = tuple(
     Route(f"/assets/{name}", "a part of the page", Handlers.asset) for name in page.ASSETS
 )
 """Served beside `PUBLIC`; no interface, they come and go with the page."""
 
 ADMIN: tuple[Route, ...] = (
-    Route("/quitquitquit", "leave cleanly, as on SIGTERM", Handlers.quit, method="POST"),
-    Route("/measure", "measure a target afresh", Handlers.measure, ("target",), method="POST"),
+    Route(
+        "/quitquitquit",
+        "leave cleanly, as on SIGTERM",
+        Handlers.quit,
+        answers={JSON: documents.Leaving},
+        method="POST",
+    ),
+    Route(
+        "/measure",
+        "measure a target afresh",
+        Handlers.measure,
+        answers={JSON: documents.Measuring},
+        query={"target": _TARGET},
+        method="POST",
+    ),
     Route(
         "/trial",
         "try a target's advice, and what others would set, anew",
         Handlers.try_again,
-        ("target",),
+        answers={JSON: documents.Trying},
+        query={"target": _TARGET},
         method="POST",
     ),
 )

@@ -23,14 +23,19 @@ from aiohttp.web_server import Server
 
 from sidecar.core.views import Source
 from sidecar.web.answers import Answer, Problem, Stream
-from sidecar.web.routes import ADMIN, ASSETS, PUBLIC, SERVICE, Ask, Handlers, RenderMetrics, Route
+from sidecar.web.handlers import SERVICE, Ask, Handlers, RenderMetrics
+from sidecar.web.routes import ADMIN, ASSETS, PUBLIC, Route
 
 log = logging.getLogger("sidecar.web")
 
 LOOPBACK = "127.0.0.1"
-BODY_MAX_BYTES = 4096  # no route reads a body; this much is forgiven
-READER_BUFFER_BYTES = 16384  # for each reader of a stream, here and again in the kernel
-SLOW_READER_SECONDS = 60.0  # a reader that takes nothing for so long is dropped
+"""Where the admin port is, and nowhere else."""
+BODY_MAX_BYTES = 4096
+"""No route reads a body; this much is forgiven."""
+READER_BUFFER_BYTES = 16384
+"""For each reader of a stream, here and again in the kernel."""
+SLOW_READER_SECONDS = 60.0
+"""A reader that takes nothing for so long is dropped."""
 
 _CONNECTION: dict[str, Any] = {
     "access_log": None,  # probes would flood it
@@ -40,6 +45,7 @@ _CONNECTION: dict[str, Any] = {
     "max_field_size": 8190,
     "max_headers": 64,
 }
+"""Of every connection; seconds, and bytes of a line or a field."""
 
 
 class HttpServer:
@@ -49,7 +55,12 @@ class HttpServer:
     admin_port: int
 
     def __init__(self, source: Source, render_metrics: RenderMetrics) -> None:
-        self._handlers = Handlers(source, render_metrics)
+        self._handlers = Handlers(
+            source,
+            render_metrics,
+            summaries={route.path: route.summary for route in PUBLIC},
+            describe=_describe,
+        )
         self._public = _Listener("http.port", _Dispatcher(self._handlers, (*PUBLIC, *ASSETS)))
         self._admin = _Listener("http.admin_port", _Dispatcher(self._handlers, ADMIN))
 
@@ -74,6 +85,12 @@ class HttpServer:
         """Stop listening, let requests under way finish for so long, then close every connection."""
         self._handlers.feed.close()
         await asyncio.gather(self._public.close(grace_seconds), self._admin.close(grace_seconds))
+
+
+def _describe() -> object:
+    from sidecar.web import openapi  # here, because hardly anybody asks
+
+    return openapi.document(PUBLIC, ADMIN)
 
 
 class _Dispatcher:
@@ -126,7 +143,7 @@ def _query(request: BaseRequest, route: Route) -> Mapping[str, str]:
                 kind="bad-parameter",
                 title="Bad parameter",
                 parameter=name,
-                available=route.query,
+                available=tuple(route.query),
             )
     return query
 

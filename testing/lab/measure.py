@@ -14,7 +14,7 @@ from sidecar.core.evidence import Observation
 from sidecar.core.idle.machine import Budget, IdleMachine, IdleStatus
 from sidecar.probes.idle import IdleProbeRunner
 from sidecar.probes.postgresql.connect import PostgresDriver
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 from testing.lab import Endpoint
 
 CONNECTIONS = 8

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pytest
 
 from sidecar.demo.server import HOST, PostgresServer, free_port
-from sidecar.web.client import Unreachable, ask
+from sidecar.remote import Unreachable, ask
 from tests.kubernetes.charts import EXAMPLE, EXAMPLE_SAMPLES, Manifest, containers, one, pod_of, render, values_of
 
 PROGRAM = EXAMPLE / "files" / "app.py"

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from sidecar.core.advice import render as dialects
-from sidecar.settings import keys, load_settings
+from sidecar.settings.loading import load_settings
+from sidecar.settings.model import keys
 from tests.kubernetes.charts import (
     CHART,
     EXAMPLE_SAMPLES,
@@ -562,7 +563,7 @@ def test_the_templates_refuse_contradictions_readably(case: str) -> None:
 
 
 def schema_keys(schema: Manifest, node: Manifest, path: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
-    """Every key that takes a value, as `sidecar.settings.keys` gives them."""
+    """Every key that takes a value, as `sidecar.settings.model.keys` gives them."""
     if reference := node.get("$ref"):
         return schema_keys(schema, schema["definitions"][reference.rpartition("/")[2]], path)
     sections = dict(node.get("properties", {}))

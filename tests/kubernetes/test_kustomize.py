@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from sidecar.settings import load_settings
+from sidecar.settings.loading import load_settings
 from tests.kubernetes.charts import NEWEST, REPOSITORY, Manifest, containers, has_pods, one, pod_of, render, values_of
 from tests.kubernetes.pod_security import violations
 

@@ -24,8 +24,8 @@ from sidecar.core.idle.machine import IdleStatus
 from sidecar.demo.service import Service, run_service
 from sidecar.probes.pool import CanaryPool, CheckedOut, PoolFact, PrePinged, TurnFailed
 from sidecar.probes.postgresql.connect import PostgresDriver
-from sidecar.settings import TargetSettings
-from sidecar.web.client import ask
+from sidecar.remote import ask
+from sidecar.settings.model import TargetSettings
 from testing.lab import Endpoint, Lab, Path, boxes
 from testing.lab.measure import measuring
 

@@ -17,12 +17,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
 
-from sidecar.core.evidence import Death, Status
+from sidecar.core.evidence import MILESTONES, Death, Status
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeState, ProbeView
-
-REACHED = (Status.PROVISIONAL, Status.CONFIRMED, Status.VERIFIED)
-"""What a forecast can be asked for."""
 
 _LIMITS_UNTIL_REACHED = {
     2: ((4.7, 5.6, 7.1), (2.0, 3.0, 5.3)),
@@ -30,7 +27,7 @@ _LIMITS_UNTIL_REACHED = {
     8: ((1.4, 1.7, 2.3), (1.0, 1.2, 2.1)),
     16: ((1.2, 1.3, 2.2), (1.0, 1.0, 2.0)),
 }
-"""By number of connections: how many times the limit passes until each of REACHED, where deaths show only on use, and
+"""By number of connections: how many times the limit passes until each milestone, where deaths show only on use, and
 where they show by themselves. Medians of simulated runs (`bench/discovery.py`)."""
 
 
@@ -85,7 +82,7 @@ def forecast(
     unseen, by_themselves = _LIMITS_UNTIL_REACHED[
         max((k for k in _LIMITS_UNTIL_REACHED if k <= len(probes)), default=2)
     ]
-    multiple = (by_themselves if shows else unseen)[REACHED.index(goal)]
+    multiple = (by_themselves if shows else unseen)[MILESTONES.index(goal)]
     return Forecast(
         seconds=max(multiple * expected - elapsed_seconds, min(due), 0.0),
         if_limit_seconds=expected if dead_by is None else None,

@@ -17,7 +17,7 @@ from sidecar.probes.errors import PASSWORD_FILE, Attempt, CannotConnect, transla
 from sidecar.probes.postgresql.errors import CANNOT_CONNECT, ERRORS, failure_of
 from sidecar.probes.postgresql.sockets import set_socket_options
 from sidecar.probes.postgresql.wire import PostgresConnection, reported, takes_no_writes
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 
 STATEMENTS_CACHED = 100
 """Prepared statements kept on a connection, asyncpg's own default."""
