@@ -51,6 +51,11 @@ def test_the_contracts_hold() -> None:
         ("core/views.py", "from sidecar import logs", "imports point one way"),
         ("assessment.py", "import time", "an assessment knows no clock"),
         ("assessment.py", "from sidecar.probes import pool", "an assessment knows no clock"),
+        ("core/idle/planning.py", "from sidecar.core.availability import states", "the chapters of the core"),
+        ("core/availability/outages.py", "from sidecar.core.idle import machine", "the chapters of the core"),
+        ("core/idle/knowledge.py", "from sidecar.core.advice import bounds", "the chapters of the core"),
+        ("core/explain/explain.py", "from sidecar.core.advice import bounds", "the chapters of the core"),
+        ("core/evidence.py", "from sidecar.core.idle import facts", "the chapters of the core"),
         ("store/queries.py", "from sidecar.probes.postgresql import wire", "imports point one way"),
         ("web/routes.py", "import asyncpg", "asyncpg is known to the PostgreSQL driver"),
         ("probes/pool.py", "import asyncpg", "asyncpg is known to the PostgreSQL driver"),
@@ -83,6 +88,75 @@ def test_the_core_imports_nothing_but_what_is_pure(module: Path) -> None:
             assert top in sys.stdlib_module_names - IMPURE, name
     called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     assert not called & ACTING
+
+
+TREES = ("sidecar", "testing", "tests", "bench", "docs", "scripts")
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Every module of the project, and which of them it imports, inside functions too."""
+    files = {
+        ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): file
+        for tree in TREES
+        for file in (PROJECT / tree).rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for name, file in files.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                wanted = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                wanted = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for each in wanted:
+                found = each if each in files else each.rpartition(".")[0]
+                graph[name] |= {found} & files.keys() - {name}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, however long the way round (the components of Tarjan's algorithm)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == index[name]:
+            circle = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = module_graph()
+    assert {"sidecar.target", "testing.simulation", "bench.discovery", "tests.conftest"} <= graph.keys()
+    assert not circles(graph)
+    graph["sidecar.core.evidence"].add("sidecar.target")
+    assert any({"sidecar.core.evidence", "sidecar.target"} <= set(circle) for circle in circles(graph))
+
+
+@pytest.mark.parametrize("tree", ["tests", "bench", "docs", "testing", "sidecar"])
+def test_tests_benches_and_docs_import_one_another_no_more(tree: str) -> None:
+    may = {"sidecar": {"sidecar"}, "testing": {"sidecar", "testing"}}.get(tree, {"sidecar", "testing", tree})
+    for name, wanted in module_graph().items():
+        if name.partition(".")[0] == tree:
+            assert {each.partition(".")[0] for each in wanted} <= may, name
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
