@@ -52,8 +52,20 @@ class Stalls:
 STALLS = Stalls()
 
 
+REAL_FIXTURES = frozenset({"postgres", "make_server", "make_path"})
+REAL_MARKERS = ("real_time", "lab")
+
+
+def happens_in_real_time(item: pytest.Item) -> bool:
+    """Whether a server, a path, a process or a browser is involved. Nothing else can fail because the machine stood
+    still: a pure decision that fails is wrong.
+    """
+    fixtures = getattr(item, "fixturenames", ())
+    return not REAL_FIXTURES.isdisjoint(fixtures) or any(map(item.get_closest_marker, REAL_MARKERS))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
+    for item in filter(happens_in_real_time, items):
         item.add_marker(pytest.mark.flaky(reruns=2, condition=STALLS.in_this_test))
 
 

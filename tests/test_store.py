@@ -34,6 +34,8 @@ from sidecar.demo.server import PostgresServer
 from sidecar.store import EvidenceStore, Extent, History, schema, tables
 from sidecar.store.engine import create_engine
 
+pytestmark = pytest.mark.real_time
+
 DATABASE = "db.example:5432/app"
 _databases = itertools.count()
 

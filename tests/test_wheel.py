@@ -18,7 +18,7 @@ from sidecar.remote import Unreachable, ask
 
 PROJECT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.real_time, pytest.mark.timeout(400)]
 
 
 def environment() -> dict[str, str]:
