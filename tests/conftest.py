@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -25,6 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 STALL = 0.1  # seconds; no test allows less for anything that is timed
+ROOM_BYTES = 2 * 1024**3  # for the servers of all workers, each of which writes some 50 MB
 
 
 class Stalls:
@@ -75,14 +78,28 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
+def servers_directory() -> Path | None:
+    """Where servers keep their files: in memory, where that can be had, since most of what a new one costs is files.
+
+    None stands for where the system wants what is temporary.
+    """
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK | os.X_OK):
+        return None
+    found = os.statvfs(memory)
+    executes = not found.f_flag & os.ST_NOEXEC  # a server may need a copy of its programs there
+    return memory if executes and found.f_bavail * found.f_frsize >= ROOM_BYTES else None
+
+
+@pytest.fixture(scope="session")
+def postgres(servers_directory: Path | None) -> Iterator[PostgresServer]:
     """The server of this test process, for tests that leave it running. Trusts everyone."""
-    with PostgresServer() as server:
+    with PostgresServer(under=servers_directory) as server:
         yield server
 
 
 @pytest.fixture
-def make_server() -> Iterator[Callable[..., PostgresServer]]:
+def make_server(servers_directory: Path | None) -> Iterator[Callable[..., PostgresServer]]:
     """`make_server(settings=None, password=None)`: a running server for this test alone, to stop, crash or restart.
 
     Blocks for about half a second. Ends with the test.
@@ -90,7 +107,7 @@ def make_server() -> Iterator[Callable[..., PostgresServer]]:
     with contextlib.ExitStack() as servers:
 
         def make(settings: dict[str, str | int] | None = None, *, password: str | None = None) -> PostgresServer:
-            return servers.enter_context(PostgresServer(settings, password=password))
+            return servers.enter_context(PostgresServer(settings, password=password, under=servers_directory))
 
         yield make
 
