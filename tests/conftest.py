@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -27,6 +29,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 STALL = 0.1  # seconds; no test allows less for anything that is timed
+MOST_WAITING = 8  # workers; beyond as many only processors bring more
 ROOM_BYTES = 2 * 1024**3  # for the servers of all workers, each of which writes some 50 MB
 
 
@@ -55,6 +58,17 @@ class Stalls:
 STALLS = Stalls()
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """For `-n auto`: more workers than processors, since most of what a test does in real time is wait.
+
+    None leaves it to the environment variable that xdist reads.
+    """
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(processors, min(2 * processors, MOST_WAITING))
+
+
 REAL_FIXTURES = frozenset({"postgres", "make_server", "make_path"})
 REAL_MARKERS = ("real_time", "lab")
 
@@ -67,9 +81,57 @@ def happens_in_real_time(item: pytest.Item) -> bool:
     return not REAL_FIXTURES.isdisjoint(fixtures) or any(map(item.get_closest_marker, REAL_MARKERS))
 
 
+# Seconds, roughly, on an idle machine; a module that takes less need not be here.
+LONG_MODULES = {
+    "tests/test_service.py": 120,
+    "tests/lab/test_measure.py": 90,
+    "tests/test_heartbeat.py": 50,
+    "tests/test_demo.py": 50,
+    "tests/lab/test_ages.py": 40,
+    "tests/test_wheel.py": 40,
+    "tests/test_page.py": 35,
+    "tests/test_lifetime.py": 35,
+    "tests/test_measure.py": 35,
+    "tests/test_render.py": 30,
+    "tests/test_store.py": 30,
+    "tests/test_paths.py": 30,
+    "tests/test_idle.py": 20,
+    "tests/test_explain.py": 20,
+    "tests/kubernetes/test_chart.py": 15,
+    "tests/test_trials.py": 10,
+}
+
+
+def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """The items in an order that keeps all workers busy to the end.
+
+    Each begins with an equal share, cut from the list as it is, and one that has none left takes from the end of
+    another's. So every share begins with modules that take long, and ends with tests that may go anywhere.
+    """
+    modules: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    seconds = [0] * workers
+    for module in sorted(modules.keys() & LONG_MODULES, key=lambda name: (-LONG_MODULES[name], name)):
+        idlest = seconds.index(min(seconds))
+        seconds[idlest] += LONG_MODULES[module]
+        shares[idlest] += modules.pop(module)
+    short = collections.deque(itertools.chain.from_iterable(modules.values()))
+    left = len(items)
+    for number, share in enumerate(shares):
+        size = left // (workers - number)
+        while short and len(share) < size:
+            share.append(short.popleft())
+        left -= size
+    return [*itertools.chain.from_iterable(shares), *short]
+
+
+@pytest.hookimpl(trylast=True)  # what is deselected is nobody's share
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in filter(happens_in_real_time, items):
         item.add_marker(pytest.mark.flaky(reruns=2, condition=STALLS.in_this_test))
+    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 @pytest.hookimpl(tryfirst=True)
