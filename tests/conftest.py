@@ -102,6 +102,11 @@ LONG_MODULES = {
 }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if gone := [name for name in LONG_MODULES if not (config.rootpath / name).is_file()]:
+        raise pytest.UsageError(f"LONG_MODULES in tests/conftest.py names what is no longer there: {gone}")
+
+
 def dealt(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """The items in an order that keeps all workers busy to the end.
 
