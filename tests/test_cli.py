@@ -24,6 +24,8 @@ from sidecar.web.routes import ADMIN, PUBLIC
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, measuring, target, verified
 
+pytestmark = pytest.mark.real_time
+
 BAD_CONFIGS = Path(__file__).parent / "bad_configs"
 URL = "postgresql+asyncpg://app@db.internal:5432/app"
 SECRET = "hunter2"

@@ -27,6 +27,8 @@ from sidecar.documents import TargetSummary
 from sidecar.terminal import progress
 from testing.pictures import target
 
+pytestmark = pytest.mark.real_time
+
 DEMO = (sys.executable, "-m", "sidecar", "demo")
 
 

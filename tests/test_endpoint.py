@@ -22,6 +22,8 @@ from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_
 from sidecar.probes.postgresql.errors import CANNOT_CONNECT
 from sidecar.settings.model import TargetSettings
 
+pytestmark = pytest.mark.real_time
+
 
 async def given_up_after_each_step(driver: PostgresDriver) -> None:
     """Cancel a connect after one step of the event loop, then one after two, … until well past the TCP handshake."""

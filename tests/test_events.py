@@ -20,6 +20,8 @@ from sidecar.web import events
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, observation, outage, target, verified
 
+pytestmark = pytest.mark.real_time
+
 
 @dataclass
 class Event:

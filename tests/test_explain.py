@@ -92,13 +92,12 @@ async def executed(engine: AsyncEngine, *statements: str) -> None:
 
 
 class TestSqlalchemyOnAsyncpg:
-    async def test_ended_at_work(self, make_server: MakeServer) -> None:
+    async def test_ended_at_work(self, postgres: PostgresServer) -> None:
         """The FATAL is three exceptions deep."""
-        server = make_server()
-        async with engine_for(server) as engine, engine.connect() as connection:
+        async with engine_for(postgres) as engine, engine.connect() as connection:
             query = asyncio.create_task(connection.execute(text("SELECT pg_sleep(30)")))
             await asyncio.sleep(0.2)
-            await asyncio.to_thread(terminate, server)
+            await asyncio.to_thread(terminate, postgres)
             log = await told(query)
         explanation = root_cause(log)
         assert explanation is not None
@@ -106,12 +105,11 @@ class TestSqlalchemyOnAsyncpg:
         assert explanation.line == log.splitlines()[explanation.line_number - 1]
         assert [other.sqlstates for other in explanation.others] == [("08003",)]
 
-    async def test_ended_at_rest(self, make_server: MakeServer) -> None:
+    async def test_ended_at_rest(self, postgres: PostgresServer) -> None:
         """asyncpg drops the reason; nobody can know it."""
-        server = make_server()
-        async with engine_for(server) as engine:
+        async with engine_for(postgres) as engine:
             await executed(engine, "SELECT 1")
-            await asyncio.to_thread(terminate, server)
+            await asyncio.to_thread(terminate, postgres)
             await asyncio.sleep(0.1)
             assert cause(await told(executed(engine, "SELECT 1"))) == "connection is closed"
 
@@ -158,12 +156,11 @@ class TestSqlalchemyOnAsyncpg:
         async with engine_for(postgres, pool_timeout=0.1) as engine, engine.connect():
             assert cause(await told(executed(engine, "SELECT 1"))).startswith("QueuePool limit reached")
 
-    async def test_pre_ping_failed(self, make_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
-        server = make_server()
+    async def test_pre_ping_failed(self, postgres: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.DEBUG, "sqlalchemy.pool"):
-            async with engine_for(server, pool_pre_ping=True) as engine:
+            async with engine_for(postgres, pool_pre_ping=True) as engine:
                 await executed(engine, "SELECT 1")
-                await asyncio.to_thread(terminate, server)
+                await asyncio.to_thread(terminate, postgres)
                 await executed(engine, "SELECT 1")
         assert cause(caplog.text).startswith("pre-ping failed")
 
@@ -208,14 +205,13 @@ class TestAsyncpg:
         await stopping
         assert cause(log).startswith("57P03")
 
-    async def test_used_after_its_end(self, make_server: MakeServer) -> None:
-        server = make_server()
-        async with asyncpg.create_pool(server.url(), min_size=0) as pool, pool.acquire() as connection:
+    async def test_used_after_its_end(self, postgres: PostgresServer) -> None:
+        async with asyncpg.create_pool(postgres.url(), min_size=0) as pool, pool.acquire() as connection:
 
             async def use() -> None:
                 await connection.fetch("SELECT 1")
 
-            await asyncio.to_thread(terminate, server)
+            await asyncio.to_thread(terminate, postgres)
             await asyncio.sleep(0.1)
             assert cause(await told(use())) == "connection is closed"
 
@@ -240,10 +236,9 @@ class TestPsycopg:
 
         assert cause(await told_by_psycopg(attempt)).startswith(code)
 
-    async def test_ended_at_rest(self, make_server: MakeServer) -> None:
-        server = make_server()
-        connection = psycopg.connect(server.url())
-        terminate(server)
+    async def test_ended_at_rest(self, postgres: PostgresServer) -> None:
+        connection = psycopg.connect(postgres.url())
+        terminate(postgres)
         assert cause(await told_by_psycopg(lambda: connection.execute("SELECT 1"))).startswith("57P01")
         assert cause(await told_by_psycopg(lambda: connection.execute("SELECT 1"))) == "connection is closed"
         connection.close()

@@ -40,6 +40,8 @@ from testing.watching import (
     watching,
 )
 
+pytestmark = pytest.mark.real_time
+
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a second loopback address by itself")
 
 MakeServer = Callable[..., PostgresServer]

@@ -24,6 +24,8 @@ from sidecar.demo.server import PostgresServer
 from sidecar.web.openapi import document
 from sidecar.web.routes import ADMIN, PUBLIC
 
+pytestmark = pytest.mark.real_time
+
 MakePath = Callable[..., Awaitable[FaultyPath]]
 MakeServer = Callable[..., PostgresServer]
 

@@ -55,6 +55,7 @@ PATIENCE_MS = 20_000
 LIMIT_SECONDS = 3.0
 
 pytestmark = [
+    pytest.mark.real_time,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
     pytest.mark.timeout(180),
 ]

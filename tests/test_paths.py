@@ -19,6 +19,8 @@ import pytest
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, ServerError
 
+pytestmark = pytest.mark.real_time
+
 LIMIT = 1.0  # seconds; rests of half of it must survive, rests of twice as much must not
 PATIENCE = 60.0  # seconds; only a fault takes so long
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # answered by one byte, the shortest use there is

@@ -321,10 +321,9 @@ class TestPython:
         await module.engine.dispose()
 
     async def test_work_is_repeated_once_and_only_for_a_lost_connection(
-        self, make_server: MakeServer, load: Load
+        self, postgres: PostgresServer, load: Load
     ) -> None:
-        server = make_server()
-        module = load("python", SILENT, server.url())
+        module = load("python", SILENT, postgres.url())
         tries = 0
 
         async def wrong(connection: AsyncConnection) -> None:
@@ -335,7 +334,7 @@ class TestPython:
         async def hopeless(connection: AsyncConnection) -> None:
             nonlocal tries
             tries += 1
-            await asyncio.to_thread(terminate, server)
+            await asyncio.to_thread(terminate, postgres)
             await connection.execute(text("SELECT 1"))
 
         with pytest.raises(ProgrammingError):
@@ -451,17 +450,16 @@ class TestPsycopg:
 
     @pytest.mark.parametrize(("ping", "after"), [(True, None), (False, 0.1)])
     def test_what_died_otherwise_is_replaced(
-        self, make_server: MakeServer, load: Load, ping: bool, after: float | None
+        self, postgres: PostgresServer, load: Load, ping: bool, after: float | None
     ) -> None:
         """By the check before use, or, where that is not to cost every checkout, by those at rest."""
-        server = make_server()
-        module = load("psycopg", advised(171, ping=ping, after=after), server.url())
+        module = load("psycopg", advised(171, ping=ping, after=after), postgres.url())
         module.open_pool()
         with module.pool as pool:
             with pool.connection() as connection:
                 before = backend(connection)
             pool.resize(1, 1)
-            terminate(server)
+            terminate(postgres)
             time.sleep(0 if ping else 0.5)
             with pool.connection() as connection:
                 assert backend(connection) != before

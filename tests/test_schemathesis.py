@@ -17,6 +17,8 @@ from sidecar.web.routes import PUBLIC
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, observation, outage, target, verified
 
+pytestmark = pytest.mark.real_time
+
 
 def rich() -> Picture:
     return Picture(

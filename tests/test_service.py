@@ -32,6 +32,8 @@ from sidecar.store.tables import observations
 from sidecar.target import Target
 from sidecar.web.routes import PUBLIC
 
+pytestmark = pytest.mark.real_time
+
 LEAVES_WITHIN_SECONDS = 20.0  # it promises 5; a busy machine may take longer
 
 # Short rests and short deadlines, so that a limit of two seconds is found in five.

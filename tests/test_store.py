@@ -31,8 +31,10 @@ from sqlalchemy import Connection, MetaData, Table, insert, inspect, make_url, t
 from sidecar.core.evidence import Cause, Death, Downtime, Interval, Observation, Outage
 from sidecar.core.identity import Identity
 from sidecar.demo.server import PostgresServer
-from sidecar.store import EvidenceStore, History, queries, schema, tables
+from sidecar.store import EvidenceStore, Extent, History, schema, tables
 from sidecar.store.engine import create_engine
+
+pytestmark = pytest.mark.real_time
 
 DATABASE = "db.example:5432/app"
 _databases = itertools.count()
@@ -282,11 +284,7 @@ async def test_a_store_in_memory_works_while_it_lives(caplog: pytest.LogCaptureF
 # -- how much is loaded, how much is kept -----------------------------------------------------------------------------
 
 
-async def test_of_the_current_regime_only_routine_repetitions_are_cut(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queries, "LOADED_NEWEST", 4)
-    monkeypatch.setattr(queries, "LOADED_OF_REGIME", 6)
+async def test_of_the_current_regime_only_routine_repetitions_are_cut(url: str) -> None:
     await keep(
         url,
         [
@@ -298,25 +296,20 @@ async def test_of_the_current_regime_only_routine_repetitions_are_cut(
         ],
     )
 
-    history = await recall(url)
+    history = await recall(url, extent=Extent(loaded_newest=4, loaded_of_regime=6))
 
     assert ids(history) == numbered([1, 2, *range(14, 20)])
     assert [outage.id for outage in history.outages] == [f"outage-{number}" for number in range(5, 9)]
 
 
-async def test_the_newest_are_loaded_whatever_their_regime(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "LOADED_NEWEST", 4)
+async def test_the_newest_are_loaded_whatever_their_regime(url: str) -> None:
     await keep(url, [*(survival(number, regime=1) for number in range(9)), survival(9, regime=2)])
 
-    assert ids(await recall(url)) == numbered(range(6, 10))
+    assert ids(await recall(url, extent=Extent(loaded_newest=4))) == numbered(range(6, 10))
 
 
-async def test_what_is_pruned_is_old_and_not_what_a_restart_builds_upon(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(queries, "LOADED_OF_REGIME", 2)
-    monkeypatch.setattr(queries, "KEPT_OBSERVATIONS", 5)
-    monkeypatch.setattr(queries, "KEPT_OUTAGES", 3)
+async def test_what_is_pruned_is_old_and_not_what_a_restart_builds_upon(url: str) -> None:
+    few = Extent(loaded_of_regime=2, kept_observations=5, kept_outages=3)
     other = {"databases": {"default": "other.example:5432/app"}}
     await keep(url, [survival(0)], **other)
     await keep(
@@ -327,10 +320,10 @@ async def test_what_is_pruned_is_old_and_not_what_a_restart_builds_upon(
             *(survival(number, regime=2) for number in range(2, 20)),
             *(Outage(id=f"outage-{number}", target="default", kind="cull") for number in range(9)),
         ],
+        extent=few,
     )
-    monkeypatch.setattr(queries, "LOADED_NEWEST", 1000)
 
-    history = await recall(url)
+    history = await recall(url, extent=few)
 
     assert ids(history) == numbered([1, *range(15, 20)])
     assert [outage.id for outage in history.outages] == [f"outage-{number}" for number in range(6, 9)]

@@ -26,6 +26,8 @@ from sidecar.probes.idle import IdleProbeRunner
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings.model import TargetSettings
 
+pytestmark = pytest.mark.real_time
+
 CONNECTIONS = 3
 DEADLINE_SECONDS = 0.5
 

@@ -24,6 +24,8 @@ from sidecar.web.routes import ADMIN, ASSETS, PUBLIC
 from sidecar.web.server import HttpServer
 from testing.pictures import Picture, measuring, observation, outage, target, verified
 
+pytestmark = pytest.mark.real_time
+
 PROBLEM_JSON = "application/problem+json"
 
 

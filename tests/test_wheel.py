@@ -18,7 +18,7 @@ from sidecar.remote import Unreachable, ask
 
 PROJECT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.real_time, pytest.mark.timeout(400)]
 
 
 def environment() -> dict[str, str]:
@@ -47,8 +47,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of commands of an environment with the wheel, its demo and nothing else."""
     directory = tmp_path_factory.mktemp("environment")
-    run(sys.executable, "-m", "venv", directory / "venv", cwd=directory)
-    pip = (directory / "venv/bin/python", "-m", "pip", "--disable-pip-version-check", "--quiet")
+    run(sys.executable, "-m", "venv", "--without-pip", directory / "venv", cwd=directory)
+    python = directory / "venv/bin/python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", "--quiet")
     run(*pip, "install", "--no-compile", f"{wheel}[demo]", cwd=directory)
     run(*pip, "check", cwd=directory)
     return directory / "venv/bin"

@@ -83,7 +83,8 @@ class PostgresServer:
     """An embedded PostgreSQL, created by the constructor, running between `start` and `stop`.
 
     `settings` are server settings by name, given to every start; change them and `restart` to have them take effect.
-    With a `password`, connections authenticate by SCRAM; without one, everyone on this machine is trusted.
+    With a `password`, connections authenticate by SCRAM; without one, everyone on this machine is trusted. Its files
+    are in a directory of their own `under` the one given, else where the system wants what is temporary.
 
     Used as a context manager it starts, and at the end nothing of it remains: no process, no file.
     """
@@ -91,14 +92,20 @@ class PostgresServer:
     user = "postgres"
     database = "postgres"
 
-    def __init__(self, settings: Mapping[str, str | int] | None = None, *, password: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, str | int] | None = None,
+        *,
+        password: str | None = None,
+        under: Path | None = None,
+    ) -> None:
         self.settings: dict[str, str | int] = {**_DEFAULTS, **(settings or {})}
         self.password = password
         self.port = free_port()
         self._port_is_ours = False
         self._postmaster: subprocess.Popen[bytes] | None = None
         self._account = _unprivileged()
-        self.directory = Path(tempfile.mkdtemp(prefix="sidecar-postgres-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="sidecar-postgres-", dir=under))
         self._hand_over(self.directory)
         self._guardian = Guardian(self.directory, "QUIT")
         try:

@@ -10,12 +10,12 @@ from sidecar.demo.server import HOST, PostgresServer
 class StandbyServer(PostgresServer):
     """A copy of a running `primary`, made by the constructor with `pg_basebackup`; it follows the primary once started.
 
-    Takes about a second to make. `settings` are its own, not the primary's.
+    Takes about a second to make. `settings` are its own, not the primary's; its files are beside the primary's.
     """
 
     def __init__(self, primary: PostgresServer, settings: Mapping[str, str | int] | None = None) -> None:
         self._primary = primary
-        super().__init__(settings)
+        super().__init__(settings, under=primary.directory.parent)
 
     def _create(self) -> None:
         primary = ["-h", HOST, "-p", str(self._primary.port), "-U", self.user]

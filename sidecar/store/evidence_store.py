@@ -36,22 +36,25 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sidecar.core.evidence import Observation, Outage
 from sidecar.store import queries, schema, tables
 from sidecar.store.engine import complaint, create_engine, place, refuses_content
+from sidecar.store.queries import Extent
 
 log = logging.getLogger("sidecar.store")
 
 Record = Observation | Outage
 _R = TypeVar("_R", Observation, Outage)
 
-LARGEST_BATCH = 500  # records in one transaction
-PRUNED_EVERY = 10_000  # records written; and with the first batch
+LARGEST_BATCH = 500
+"""Records in one transaction."""
+PRUNED_EVERY = 10_000
+"""Records written, and then what is beyond the number kept goes; so it does with the first batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """What is remembered of one target, oldest first.
 
-    Of outages the newest thousand. Of observations the newest thousand, and the current regime from its beginning on;
-    of that only routine repetitions are cut, to the newest thousand of each arm and outcome.
+    Of outages the newest. Of observations the newest, and the current regime from its beginning on; of that only
+    routine repetitions are cut, to the newest of each arm and outcome. `Extent` says how many.
     """
 
     observations: tuple[Observation, ...] = ()
@@ -67,7 +70,7 @@ class EvidenceStore:
     `max_pending` bounds the records kept in memory while the store is unavailable. An operation is given up after
     `deadline_seconds`, and letting go of its connection takes at most two more (asyncpg says good-bye for that long;
     SQLite cannot be interrupted while it waits for a lock, but waits no longer than a second). `retry_seconds` are the
-    first and the longest pause between attempts.
+    first and the longest pause between attempts. `extent` bounds what is loaded and what is kept.
 
     All methods belong to one event loop. Nothing is opened before `load` or the first record.
     """
@@ -80,6 +83,7 @@ class EvidenceStore:
         max_pending: int = 50_000,
         deadline_seconds: float = 10.0,
         retry_seconds: tuple[float, float] = (1.0, 30.0),
+        extent: Extent | None = None,
     ) -> None:
         parsed = make_url(url)
         self._place = place(parsed)
@@ -88,6 +92,7 @@ class EvidenceStore:
         self._max_pending = max_pending
         self._deadline_seconds = deadline_seconds
         self._retry_seconds = retry_seconds
+        self._extent = extent or Extent()
 
         self._pending: deque[Record] = deque()
         self._wake = asyncio.Event()
@@ -245,8 +250,8 @@ class EvidenceStore:
         return regimes
 
     async def _history(self, connection: AsyncConnection, target: str, database: str) -> History:
-        observations = await connection.execute(queries.recent_observations(target, database))
-        outages = await connection.execute(queries.recent_outages(target, database))
+        observations = await connection.execute(queries.recent_observations(target, database, self._extent))
+        outages = await connection.execute(queries.recent_outages(target, database, self._extent))
         return History(
             observations=_parsed(observations, tables.observation_of),
             outages=_parsed(outages, tables.outage_of),
@@ -254,8 +259,8 @@ class EvidenceStore:
 
     async def _prune(self, connection: AsyncConnection) -> None:
         for key in self._databases.items():
-            await connection.execute(queries.surplus_observations(*key))
-            await connection.execute(queries.surplus_outages(*key))
+            await connection.execute(queries.surplus_observations(*key, self._extent))
+            await connection.execute(queries.surplus_outages(*key, self._extent))
 
     def _unavailable(self, error: Exception) -> None:
         reason = complaint(error)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import ColumnElement, Delete, Insert, ScalarSelect, Select, Table, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from sidecar.store.tables import observations, outages
 
-LOADED_NEWEST = 1_000  # records of a kind, of any regime
-LOADED_OF_REGIME = 1_000  # observations of each arm and outcome, of the current regime
-KEPT_OBSERVATIONS = 100_000  # some 30 MB
-KEPT_OUTAGES = 10_000
-
 _KEY = ("target", "database", "id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How much is read at a start, and how much is kept, of one target on one database."""
+
+    loaded_newest: int = 1_000
+    """Records of a kind, of any regime."""
+    loaded_of_regime: int = 1_000
+    """Observations of each arm and outcome, of the current regime."""
+    kept_observations: int = 100_000
+    """Some 30 MB."""
+    kept_outages: int = 10_000
 
 
 def upsert(table: Table, dialect: str) -> Insert:
@@ -27,44 +37,45 @@ def last_regime(target: str, database: str) -> ScalarSelect[int | None]:
     return select(func.max(observations.c.regime)).where(_of(observations, target, database)).scalar_subquery()
 
 
-def recent_observations(target: str, database: str) -> Select[tuple[object, ...]]:
+def recent_observations(target: str, database: str, extent: Extent) -> Select[tuple[object, ...]]:
     """The newest, and those of the current regime from its beginning on; in the order of their arrival."""
-    wanted = or_(_is_newest(observations, target, database), _carries_state(target, database))
+    wanted = or_(_is_newest(observations, target, database, extent), _carries_state(target, database, extent))
     return select(observations).where(wanted).order_by(observations.c.seq)
 
 
-def recent_outages(target: str, database: str) -> Select[tuple[object, ...]]:
+def recent_outages(target: str, database: str, extent: Extent) -> Select[tuple[object, ...]]:
     """The newest, in the order of their arrival."""
-    return select(outages).where(_is_newest(outages, target, database)).order_by(outages.c.seq)
+    return select(outages).where(_is_newest(outages, target, database, extent)).order_by(outages.c.seq)
 
 
-def surplus_observations(target: str, database: str) -> Delete:
+def surplus_observations(target: str, database: str, extent: Extent) -> Delete:
     """Observations beyond the number kept, but none that a restart builds upon."""
-    return _beyond(observations, target, database, KEPT_OBSERVATIONS).where(~_carries_state(target, database))
+    surplus = _beyond(observations, target, database, extent.kept_observations)
+    return surplus.where(~_carries_state(target, database, extent))
 
 
-def surplus_outages(target: str, database: str) -> Delete:
+def surplus_outages(target: str, database: str, extent: Extent) -> Delete:
     """Outages beyond the number kept."""
-    return _beyond(outages, target, database, KEPT_OUTAGES)
+    return _beyond(outages, target, database, extent.kept_outages)
 
 
 def _of(table: Table, target: str, database: str) -> ColumnElement[bool]:
     return (table.c.target == target) & (table.c.database == database)
 
 
-def _is_newest(table: Table, target: str, database: str) -> ColumnElement[bool]:
+def _is_newest(table: Table, target: str, database: str, extent: Extent) -> ColumnElement[bool]:
     newest = select(table.c.seq).where(_of(table, target, database)).order_by(table.c.seq.desc())
-    return table.c.seq.in_(newest.limit(LOADED_NEWEST))
+    return table.c.seq.in_(newest.limit(extent.loaded_newest))
 
 
-def _carries_state(target: str, database: str) -> ColumnElement[bool]:
+def _carries_state(target: str, database: str, extent: Extent) -> ColumnElement[bool]:
     """The current regime, of which only routine repetitions are cut: monitoring repeats the same tests for months."""
     rank = func.row_number().over(
         partition_by=(observations.c.arm, observations.c.outcome), order_by=observations.c.seq.desc()
     )
     of_regime = _of(observations, target, database) & (observations.c.regime == last_regime(target, database))
     ranked = select(observations.c.seq, rank.label("rank")).where(of_regime).subquery()
-    return observations.c.seq.in_(select(ranked.c.seq).where(ranked.c.rank <= LOADED_OF_REGIME))
+    return observations.c.seq.in_(select(ranked.c.seq).where(ranked.c.rank <= extent.loaded_of_regime))
 
 
 def _beyond(table: Table, target: str, database: str, kept: int) -> Delete:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -24,9 +25,9 @@ async def promoted(server: PostgresServer) -> bool | None:
 
 
 @pytest.fixture
-async def standby() -> AsyncIterator[PostgresServer]:
+async def standby(servers_directory: Path | None) -> AsyncIterator[PostgresServer]:
     """A server in recovery that takes connections, free to be promoted. It follows nobody: no fact needs that."""
-    server = PostgresServer()
+    server = PostgresServer(under=servers_directory)
     try:
         (server.directory / "data" / "standby.signal").touch()
         # `start` waits for a server that takes writes, so it returns with the promotion.

@@ -15,6 +15,8 @@ from sidecar.probes.postgresql.wire import Tap
 
 from .client import MakeServer, driver_for
 
+pytestmark = pytest.mark.real_time
+
 
 def tapped(driver: Any) -> Tap:
     transport = transport_of(driver)

@@ -215,12 +215,11 @@ class TestTap:
                 await driver.execute("SELECT 1/0")
             assert await driver.fetchval("SELECT 1") == 1
 
-    def test_it_works_under_uvloop(self, make_server: MakeServer) -> None:
+    def test_it_works_under_uvloop(self, postgres: PostgresServer) -> None:
         uvloop = pytest.importorskip("uvloop")
-        server = make_server()
 
         async def trial() -> tuple[str, str, str]:
-            async with resting(server, idle_session_timeout="300") as (_, witness):
+            async with resting(postgres, idle_session_timeout="300") as (_, witness):
                 await until(lambda: witness.terminated)
                 return witness.last_words
 

@@ -334,9 +334,9 @@ async def test_a_transaction_pooler_betrays_itself_by_changing_backends(lab: Lab
 
 @pytest.mark.usefixtures("lab")  # to be skipped without one
 def test_tests_that_are_killed_leave_nothing_running() -> None:
-    script = f"""
+    script = """
 import os, signal
-from {__package__} import Lab, boxes
+from testing.lab import Lab, boxes
 lab = Lab()
 path = lab.path(lab.postgres())
 boxes.haproxy(path, 60, timeout="client")

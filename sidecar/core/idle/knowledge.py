@@ -121,6 +121,7 @@ class Knowledge:
         self.fresh_survivals = 0  # near the verified limit, and how many did not: the safe interval is bounded by
         self.fresh_deaths = 0  # their number, not by the wish
         self.lifetimes = Lifetimes()
+        self.fatal_age = inf  # from which connections die however busy they are; infinite while no such limit is known
         self.busy_seconds = 0.0  # the greatest age at which a busy connection answered
         self._with_keepalive: list[Trial] = []  # rests beyond the limit with TCP keepalive
         self._safe = 0.0  # with several populations: the longest rest at which a double volley lived
@@ -232,11 +233,6 @@ class Knowledge:
         return False if len(died) >= 2 else None
 
     @property
-    def fatal_age(self) -> float:
-        """The age from which connections die however busy they are; infinite while no such limit is known."""
-        return (self.lifetimes.proven or 0.0) if self.lifetimes.known else inf
-
-    @property
     def too_old_to_rest(self) -> bool:
         """Whether the rests that killed were no shorter than the ages that do: age explains them all."""
         return self.fatal_age < self.high < inf
@@ -283,6 +279,7 @@ class Knowledge:
     def add_life(self, life: Life) -> None:
         """Take the age a connection reached. Only busy ones testify to a limit; any other can refute it."""
         self.lifetimes = self.lifetimes.add(life)
+        self.fatal_age = (self.lifetimes.proven or 0.0) if self.lifetimes.known else inf
         if life.busy:
             self.busy_seconds = max(self.busy_seconds, life.lived_seconds)
 

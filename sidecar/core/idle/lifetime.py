@@ -212,8 +212,9 @@ class Lifetimes:
         """The longest age lived through below the shortest fatal one; None while no limit is suspected."""
         if not self.witnesses:
             return None
-        below = (life.lived_seconds for life in self.deaths if life.lived_seconds < self.dead_by)
-        return max(below, default=self.witness.lived_seconds)
+        witness = self.witness  # looked for once, not for each death
+        below = (life.lived_seconds for life in self.deaths if life.lived_seconds < witness.age_seconds)
+        return max(below, default=witness.lived_seconds)
 
     @property
     def dead_by(self) -> float:
