@@ -29,7 +29,7 @@ Time is an argument, and nothing here opens or closes anything.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import floor, inf
@@ -88,6 +88,34 @@ class Declared:
     in_recovery: bool | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session of a sidecar, as the server's table shows it: of our own role, under a sidecar's name."""
+
+    pid: int
+    name: str
+    in_database: bool  # in the database of who looks
+
+    @property
+    def is_heartbeat(self) -> bool:
+        return self.name.partition(" ")[0].endswith("/heartbeat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionTable:
+    """What one look at a server shows. A limit is None where there is none that binds this role."""
+
+    usable: int  # max_connections, less what is reserved from this role
+    used: int
+    role: str
+    role_limit: int | None
+    role_used: int
+    database: str
+    database_limit: int | None
+    database_used: int
+    sidecars: tuple[Session, ...] = ()
+
+
 class CeilingKind(StrEnum):
     """What limits the number of sessions."""
 
@@ -132,6 +160,32 @@ class Ceiling:
     @property
     def free(self) -> int:
         return max(0, self.usable - self.used)
+
+
+def ceilings(table: SessionTable, ours: Collection[int]) -> tuple[Ceiling, ...]:
+    """The limits above a connection of who looked. `ours` are the pids of this process's living connections."""
+
+    def ceiling(kind: CeilingKind, name: str, usable: int, used: int, sessions: Sequence[Session]) -> Ceiling:
+        beating = [session.pid for session in sessions if session.is_heartbeat]
+        measuring = [session.pid for session in sessions if not session.is_heartbeat]
+        return Ceiling(
+            kind=kind,
+            name=name,
+            usable=usable,
+            used=used,
+            heartbeats=len(beating),
+            measuring=len(measuring),
+            our_heartbeats=len(set(beating) & set(ours)),
+            ours=len(set(measuring) & set(ours)),
+        )
+
+    found = [ceiling(CeilingKind.SERVER, "", table.usable, table.used, table.sidecars)]
+    if table.role_limit is not None:
+        found.append(ceiling(CeilingKind.ROLE, table.role, table.role_limit, table.role_used, table.sidecars))
+    if table.database_limit is not None:
+        here = [session for session in table.sidecars if session.in_database]
+        found.append(ceiling(CeilingKind.DATABASE, table.database, table.database_limit, table.database_used, here))
+    return tuple(found)
 
 
 def heartbeat_budget(usable: int) -> int:
