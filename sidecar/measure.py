@@ -7,10 +7,10 @@ proven by the time it ends is told however it ends: the goal reached, the time o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from sidecar import documents, logs, terminal
 from sidecar.catalogue import known_limits
+from sidecar.clock import Clock
 from sidecar.core.advice.attribution import defaults
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render import FORMATS
@@ -27,11 +28,12 @@ from sidecar.core.evidence import Observation, Status
 from sidecar.core.idle.forecast import REACHED, forecast
 from sidecar.core.views import TargetView
 from sidecar.metrics import Counts
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
-from sidecar.probes.postgresql.observer import observe
-from sidecar.probes.postgresql.wire import ConnectionEnded
+from sidecar.probes.errors import CannotConnect, ConnectionEnded
+from sidecar.probes.observer import observe
+from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_connects
 from sidecar.settings import Settings
 from sidecar.target import Target
+from sidecar.tasks import SupervisedTasks
 from sidecar.threads import Threads
 
 TARGET = "default"
@@ -100,12 +102,13 @@ class _Measurement:
         self._goal = Status(goal)
         self._budget_seconds = budget_seconds
         self._progress = progress
-        self._began = time.monotonic()
+        self._clock = Clock()
+        self._began = self._clock.monotonic()
         self._interrupted = asyncio.Event()
 
     @property
     def _elapsed(self) -> float:
-        return time.monotonic() - self._began
+        return self._clock.monotonic() - self._began
 
     async def run(self) -> Result:
         loop = asyncio.get_running_loop()
@@ -115,21 +118,21 @@ class _Measurement:
             loop.add_signal_handler(number, self._interrupted.set)
         if (why_not := await self._first_contact()) is not None:
             return why_not
-        target = Target(TARGET, self._settings, metrics=Counts((TARGET,)), keep=lambda record: None)
-        tasks = [asyncio.create_task(work, name=name) for name, work in target.tasks()]
+        target = Target(TARGET, self._settings, metrics=Counts((TARGET,)), clock=self._clock, keep=lambda record: None)
+        tasks = SupervisedTasks(logging.getLogger("sidecar.measure"))
+        for name, work in target.tasks():
+            tasks.start(name, work)
         try:
             end, because = await self._watch(target, tasks)
             target.refresh()
             return self._result(end, because, target)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=_TASKS_GRACE_SECONDS)
+            await tasks.stop(_TASKS_GRACE_SECONDS)
             await target.close()
 
     async def _first_contact(self) -> Result | None:
         """None when the database answers. A typing error should show at once, not after the whole budget."""
-        trying = asyncio.create_task(observe(Endpoint(self._settings.targets[TARGET])))
+        trying = asyncio.create_task(observe(PostgresDriver(self._settings.targets[TARGET])))
         interrupted = asyncio.create_task(self._interrupted.wait())
         await asyncio.wait({trying, interrupted}, return_when=asyncio.FIRST_COMPLETED)
         interrupted.cancel()
@@ -145,31 +148,26 @@ class _Measurement:
             return self._result("unreachable", f"{self._settings.targets[TARGET].display}: {what}")
         return None
 
-    async def _watch(self, target: Target, tasks: Sequence[asyncio.Task[None]]) -> tuple[End, str | None]:
-        """Show how it stands until it is over."""
+    async def _watch(self, target: Target, tasks: SupervisedTasks) -> tuple[End, str | None]:
+        """Keep house, and show how it stands, until it is over."""
         cap = self._settings.targets[TARGET].idle.cap
         common = [limit for limit in defaults(known_limits()) if limit <= cap]  # none beyond it will be found
-        interrupted: asyncio.Task[Any] = asyncio.create_task(self._interrupted.wait())
-        try:
-            with terminal.progress(self._progress, line_every_seconds=_LINE_EVERY_SECONDS) as show:
-                while True:
-                    view = target.view
-                    show(self._elapsed, _summary(view), self._remark(view, common))
-                    if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
-                        return "reached", None
-                    if (left := self._budget_seconds - self._elapsed) <= 0:
-                        return "out_of_time", None
-                    done, _ = await asyncio.wait(
-                        {interrupted, *tasks},
-                        timeout=min(left, _LOOK_SECONDS),
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    if interrupted in done:
+        with terminal.progress(self._progress, line_every_seconds=_LINE_EVERY_SECONDS) as show:
+            while True:
+                self._clock.follow_wall()
+                target.refresh()
+                view = target.view
+                show(self._elapsed, _summary(view), self._remark(view, common))
+                if view.recommendation.status in REACHED[REACHED.index(self._goal) :]:
+                    return "reached", None
+                if (left := self._budget_seconds - self._elapsed) <= 0:
+                    return "out_of_time", None
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, _LOOK_SECONDS)):
+                        await self._interrupted.wait()
                         return "interrupted", None
-                    for task in done:
-                        return "failed", _fault(task)
-        finally:
-            interrupted.cancel()
+                for name, why in tasks.faults.items():
+                    return "failed", f"a fault in the program: {name} {why}"
 
     def _remark(self, view: TargetView, common: Sequence[float]) -> str:
         if view.reachable is False:
@@ -200,15 +198,8 @@ class _Measurement:
             because=because,
             elapsed_seconds=self._elapsed,
             view=None if target is None else target.view,
-            observations=() if target is None else tuple(target.observations.values()),
+            observations=() if target is None else target.records.observations,
         )
-
-
-def _fault(task: asyncio.Task[Any]) -> str:
-    error = task.exception()
-    logging.getLogger("sidecar.measure").critical("task died", extra={"task": task.get_name()}, exc_info=error)
-    how = "ended" if error is None else f"died of {type(error).__name__}"
-    return f"a fault in the program: {task.get_name()} {how}"
 
 
 def _plain(body: object) -> Any:

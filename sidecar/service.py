@@ -3,33 +3,46 @@
 The HTTP interface comes up first, so that probes have somebody to ask; then the evidence of earlier lives is read; then
 the targets are measured, whether their databases can be reached or not. A supervised task that dies is a fault in the
 program: it is logged, `/livez` names it, and Kubernetes restarts the container. The others go on until then.
+
+One task keeps house: whenever something was recorded, and at least once a second, it takes up what the wall clock has
+become and has every target draw its conclusions. Everybody else only looks, as often as they like.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
-import time
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from math import inf
 
 from sidecar import logs
+from sidecar.clock import Clock
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.journal import Journal
 from sidecar.core.views import TargetView
 from sidecar.metrics import Metrics
-from sidecar.probes.postgresql.endpoint import forgive_abandoned_connects
+from sidecar.probes.postgresql.connect import forgive_abandoned_connects
 from sidecar.settings import Settings
 from sidecar.store.evidence_store import EvidenceStore
 from sidecar.target import Target
+from sidecar.tasks import SupervisedTasks
 from sidecar.threads import Threads
 from sidecar.web.server import HttpServer
 
 log = logging.getLogger("sidecar.service")
 
-HOUSEKEEPING_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
+"""Between two refreshes of the targets while nothing is recorded."""
+
+REFRESH_PAUSE_SECONDS = 0.2
+"""After a refresh, however much is recorded meanwhile."""
+
+VIEW_SECONDS = 0.2
+"""A view may be this old: probes and dashboards ask more often than anything changes."""
+
 # Leaving takes at most the sum of these: Kubernetes and operators expect less than five seconds.
 TASKS_GRACE_SECONDS = 2.0
 STORE_GRACE_SECONDS = 1.5
@@ -43,17 +56,20 @@ def run(settings: Settings) -> int:
 
 
 class Service:
-    """The running whole. It is the `Source` that web and metrics read."""
+    """The running whole. It is the `Source` that web and metrics read, and owns the clock that all its parts share."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self._settings = settings
+        self._clock = clock or Clock()
         self._leaving = asyncio.Event()
+        self._news = asyncio.Event()  # something was recorded since the last refresh
         self._targets: dict[str, Target] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._faults: dict[str, str] = {}
+        self._views: Mapping[str, TargetView] = {}
+        self._viewed_at = -inf  # monotonic
+        self._tasks = SupervisedTasks(log)
         self._started = False
         self._status = 0
-        self._journal = Journal(f"{time.time_ns():x}")
+        self._journal = Journal(self._clock.run_id())
         self._metrics = Metrics(self, settings.targets)
         self._store = EvidenceStore(
             settings.store.url.get_secret_value(),
@@ -77,27 +93,28 @@ class Service:
             sys.stderr.write(f"{error.strerror}: takes a port that is free, and an address of this machine\n")
             return 2
         log.info("listening", extra={"host": http.host, "port": self.http.port, "admin_port": self.http.admin_port})
+        # The store may keep us waiting; who is told to leave does not wait for it.
+        starting = asyncio.create_task(self._start(), name="start")
+        leaving = asyncio.create_task(self._leaving.wait(), name="leaving")
         try:
-            # The store may keep us waiting; who is told to leave does not wait for it.
-            starting = self._tasks["start"] = asyncio.create_task(self._start())
-            leaving = asyncio.create_task(self._leaving.wait())
             await asyncio.wait((starting, leaving), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
             await leaving
             log.info("leaving")
         finally:
-            await self._stop()
+            starting.cancel()
+            await self._stop(starting)
         return self._status
 
     async def _start(self) -> None:
         history = await self._store.load()
         self._create_targets({name: (past.observations, past.outages) for name, past in history.items()})
-        self._supervise("store", self._store.run())
-        self._supervise("housekeeping", self._keep_house())
+        self._tasks.start("store", self._store.run())
+        self._tasks.start("housekeeping", self._refresh_loop())
         for target in self._targets.values():
             for name, work in target.tasks():
-                self._supervise(name, work)
+                self._tasks.start(name, work)
         self._started = True
 
     def _create_targets(self, history: Mapping[str, tuple[Sequence[Observation], Sequence[Outage]]]) -> None:
@@ -109,45 +126,38 @@ class Service:
                 name,
                 self._settings,
                 metrics=self._metrics,
+                clock=self._clock,
                 keep=self._keep,
                 observations=observations,
                 outages=outages,
             )
+        self._viewed_at = -inf
 
     def _keep(self, record: Observation | Outage) -> None:
         self._store.add(record)
         self._journal.add(record)
+        self._news.set()
 
-    async def _stop(self) -> None:
+    async def _refresh_loop(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REFRESH_SECONDS - REFRESH_PAUSE_SECONDS):
+                    await self._news.wait()
+            self._news.clear()
+            self._clock.follow_wall()
+            for target in self._targets.values():
+                target.refresh()
+            self._viewed_at = -inf
+            await asyncio.sleep(REFRESH_PAUSE_SECONDS)
+
+    async def _stop(self, starting: asyncio.Task[None]) -> None:
         self._leaving.set()
-        for task in self._tasks.values():
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=TASKS_GRACE_SECONDS)
+        await asyncio.gather(
+            asyncio.wait((starting,), timeout=TASKS_GRACE_SECONDS), self._tasks.stop(TASKS_GRACE_SECONDS)
+        )
         await asyncio.gather(*(target.close() for target in self._targets.values()), return_exceptions=True)
         await self._store.close(STORE_GRACE_SECONDS)
         await self.http.stop(HTTP_GRACE_SECONDS)
-
-    def _supervise(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work, name=name)
-        self._tasks[name] = task
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if self._leaving.is_set():
-            if error is not None:
-                log.error("task failed while leaving", extra={"task": task.get_name()}, exc_info=error)
-            return
-        # The type and place are in the log; the text of an unforeseen error might hold anything, so HTTP gets less.
-        self._faults[task.get_name()] = "ended by itself" if error is None else f"died of {type(error).__name__}"
-        log.critical("task died", extra={"task": task.get_name()}, exc_info=error)
-
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            for target in self._targets.values():
-                target.refresh()
 
     # -- Source ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +167,7 @@ class Service:
 
     @property
     def faults(self) -> Mapping[str, str]:
-        return self._faults
+        return self._tasks.faults
 
     @property
     def store_pending_writes(self) -> int:
@@ -172,13 +182,15 @@ class Service:
         return self._journal
 
     def targets(self) -> Mapping[str, TargetView]:
-        return {name: target.view for name, target in self._targets.items()}
+        if (now := self._clock.monotonic()) - self._viewed_at >= VIEW_SECONDS:
+            self._views, self._viewed_at = {name: target.view for name, target in self._targets.items()}, now
+        return self._views
 
     def observations(self, target: str) -> Sequence[Observation]:
-        return tuple(self._targets[target].observations.values())
+        return self._targets[target].records.observations
 
     def outages(self, target: str) -> Sequence[Outage]:
-        return tuple(self._targets[target].outages.values())
+        return self._targets[target].records.outages
 
     def measure_afresh(self, target: str) -> None:
         self._targets[target].measure_afresh()

@@ -14,7 +14,7 @@ from sidecar.core.availability.machine import State
 from sidecar.core.availability.outages import over
 from sidecar.core.evidence import Aged, Cause, Downtime, Interval, Outage
 from sidecar.probes.availability import AvailabilityRunner
-from sidecar.probes.postgresql.endpoint import Endpoint
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings import Settings
 
 EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
@@ -75,7 +75,7 @@ class Watched:
         self.watch = AvailabilityRunner(
             "db",
             settings.targets["db"],
-            Endpoint(settings.targets["db"]),
+            PostgresDriver(settings.targets["db"]),
             on_outage=self.versions.append,
             on_disturbed=lambda disturbed: self.causes.append(disturbed.cause),
             on_aged=self.aged.append,

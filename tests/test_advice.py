@@ -33,8 +33,8 @@ from sidecar.core.budget import Declared
 from sidecar.core.evidence import Death, Status
 from sidecar.core.idle.machine import IdleStatus, Stage
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.postgresql.endpoint import Endpoint
-from sidecar.probes.postgresql.observer import observe
+from sidecar.probes.observer import observe
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings import TargetSettings
 
 POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
@@ -330,7 +330,7 @@ def test_the_verdict_on_what_is_declared(
 
 async def seen(server: PostgresServer) -> Activity:
     target = TargetSettings(url=server.url(), tls={"mode": "disable"})  # type: ignore[arg-type]
-    _, activity = await observe(Endpoint(target))
+    _, activity = await observe(PostgresDriver(target))
     assert activity is not None
     return activity
 

@@ -50,7 +50,12 @@ def test_the_contracts_hold() -> None:
         ("core/idle/knowledge.py", "import random", "the core knows no clock"),
         ("core/views.py", "from sidecar import logs", "imports point one way"),
         ("store/queries.py", "from sidecar.probes.postgresql import wire", "imports point one way"),
-        ("web/routes.py", "import asyncpg", "asyncpg is known to the probes"),
+        ("web/routes.py", "import asyncpg", "asyncpg is known to the PostgreSQL driver"),
+        ("probes/pool.py", "import asyncpg", "asyncpg is known to the PostgreSQL driver"),
+        ("probes/driver.py", "from asyncpg import Connection", "asyncpg is known to the PostgreSQL driver"),
+        ("probes/idle.py", "from sidecar.probes.postgresql import wire", "the probes know the driver"),
+        ("probes/errors.py", "from sidecar.probes.postgresql.errors import ERRORS", "the probes know the driver"),
+        ("cli.py", "from sidecar.probes.postgresql.connect import PostgresDriver", "the probes know the driver"),
     ],
 )
 def test_a_contract_fails_when_it_is_broken(module: str, line: str, contract: str, tmp_path: Path) -> None:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import shutil
 import socket
+import ssl
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint, forgive_abandoned_connects
+from sidecar.probes.errors import Attempt, CannotConnect, translated
+from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_connects
+from sidecar.probes.postgresql.errors import CANNOT_CONNECT
 from sidecar.settings import TargetSettings
 
 
-async def given_up_after_each_step(endpoint: Endpoint) -> None:
+async def given_up_after_each_step(driver: PostgresDriver) -> None:
     """Cancel a connect after one step of the event loop, then one after two, … until well past the TCP handshake."""
     for steps in range(30):
-        connecting = asyncio.create_task(endpoint.connect("probe", deadline_seconds=5))
+        connecting = asyncio.create_task(driver.connect("probe", deadline_seconds=5))
         for _ in range(steps):
             await asyncio.sleep(0)
         connecting.cancel()
@@ -46,7 +52,7 @@ async def test_a_connect_given_up_at_any_moment_is_no_news(
     loop = asyncio.get_running_loop()
     reported: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: reported.append(context))
-    await given_up_after_each_step(Endpoint(mute))
+    await given_up_after_each_step(PostgresDriver(mute))
     assert reported, "asyncpg has mended it: the handler can go"
     for context in reported:
         forgive_abandoned_connects(loop, context)
@@ -83,14 +89,99 @@ async def test_a_file_that_cannot_be_used_is_named(mute: TargetSettings, tmp_pat
         ({"tls": encrypted}, f"tls.cert_file: {certificate} cannot be used"),
         ({"password_file": text}, f"password_file: {text} cannot be used: takes text in UTF-8"),
     ):
-        endpoint = Endpoint(TargetSettings.model_validate({"url": mute.url, **settings}))
+        driver = PostgresDriver(TargetSettings.model_validate({"url": mute.url, **settings}))
         with pytest.raises(CannotConnect) as refused:
-            await endpoint.connect("probe", deadline_seconds=60)
+            await driver.connect("probe", deadline_seconds=60)
         assert complaint in refused.value.reason
         assert "0xff" not in refused.value.reason
 
 
+ATTEMPT = Attempt(where="db.internal:5432/app", host="db.internal", deadline_seconds=1.5)
+
+
+def told(error: Exception) -> CannotConnect:
+    with pytest.raises(CannotConnect) as failed, translated(CANNOT_CONNECT, ATTEMPT):
+        raise error
+    assert failed.value.__cause__ is error
+    return failed.value
+
+
 def test_a_name_that_leads_nowhere_is_told() -> None:
-    endpoint = Endpoint(TargetSettings(url="postgresql://app@db.internal/app"))
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    assert endpoint._cannot_connect(unknown, 1.0).reason == "cannot resolve db.internal: Name or service not known"
+    assert told(unknown).reason == "cannot resolve db.internal: Name or service not known"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "name", "sqlstate"),
+    [
+        (TimeoutError(), "db.internal:5432/app did not answer within 1.5 s", "TimeoutError", None),
+        (
+            ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 5432)"),
+            "cannot connect to db.internal:5432/app: Connection refused",
+            "ConnectionRefusedError",
+            None,
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "/run/password"),
+            "cannot read /run/password: No such file or directory",
+            "PasswordFile",
+            None,
+        ),
+        (
+            PermissionError(errno.EPERM, "of a socket"),
+            "cannot connect to db.internal:5432/app: Operation not permitted",
+            "PermissionError",
+            None,
+        ),
+        (
+            ssl.SSLCertVerificationError(1, "self-signed certificate"),
+            "cannot connect to db.internal:5432/app: self-signed certificate",
+            "SSLCertVerificationError",
+            None,
+        ),
+        (OSError("two"), "cannot connect to db.internal:5432/app: two", "OSError", None),
+        (
+            asyncpg.InvalidPasswordError("password authentication failed"),
+            "db.internal:5432/app refused the connection: password authentication failed (SQLSTATE 28P01)",
+            "InvalidPasswordError",
+            "28P01",
+        ),
+        (
+            asyncpg.ConnectionDoesNotExistError("connection was closed"),
+            "cannot connect to db.internal:5432/app: connection was closed",
+            "ConnectionDoesNotExistError",
+            None,
+        ),
+        (
+            asyncpg.InternalClientError("?"),
+            "db.internal:5432/app does not answer as PostgreSQL does",
+            "InternalClientError",
+            None,
+        ),
+        (KeyError("R"), "db.internal:5432/app does not answer as PostgreSQL does", "KeyError", None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_each_error_is_told_by_the_row_of_its_nearest_base(
+    error: Exception, reason: str, name: str, sqlstate: str | None
+) -> None:
+    failure = told(error)
+    assert (failure.reason, failure.name, failure.sqlstate) == (reason, name, sqlstate)
+
+
+def test_a_fault_in_the_program_passes_through() -> None:
+    with pytest.raises(TypeError), translated(CANNOT_CONNECT, ATTEMPT):
+        raise TypeError
+
+
+def test_what_a_server_said_is_told_apart_from_what_the_driver_concluded() -> None:
+    """Under SQLAlchemy's error is its dialect's, and under that the driver's; only a server's own has a severity."""
+    said = asyncpg.PostgresError.new({"C": "57P01", "S": "FATAL", "V": "FATAL", "M": "terminating connection"})
+    for own, by_server in ((said, True), (asyncpg.ConnectionDoesNotExistError("closed"), False)):
+        adapted = RuntimeError("the dialect's words")
+        adapted.__cause__ = own
+        wrapped = DBAPIError("SELECT 1", {}, adapted)
+        wrapped.__cause__ = adapted
+        failure = PostgresDriver(TargetSettings(url="postgresql://app@db.internal/app")).failure_of(wrapped)
+        assert (failure.text, failure.sqlstate) == (f"{type(own).__name__}: {own}", own.sqlstate)
+        assert failure.said_by_server is by_server

@@ -20,9 +20,8 @@ from sidecar.core.advice.recommendation import PoolSettings, Recommendation
 from sidecar.core.evidence import Death
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer
-from sidecar.probes import pool as pool_module
 from sidecar.probes.pool import CanaryPool, CannotWrite, CheckedOut, Closed, Connected, PoolFact, PrePinged, TurnFailed
-from sidecar.probes.postgresql.endpoint import Endpoint
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings import TargetSettings
 from testing import pictures
 from testing.watching import CULL, demote, execute, reinstate
@@ -74,19 +73,14 @@ def failed(fact: PoolFact) -> bool:
     return isinstance(fact, TurnFailed)
 
 
-@pytest.fixture(autouse=True)
-def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "ROUND_EVERY_SECONDS", 0.05)
-
-
 @asynccontextmanager
 async def held(
-    url: str, also: Callable[[PoolFact], None] | None = None, **settings: Any
+    url: str, also: Callable[[PoolFact], None] | None = None, *, round_every_seconds: float = 0.05, **settings: Any
 ) -> AsyncIterator[tuple[CanaryPool, Log]]:
     """A pool that runs; every fact goes to the log and to `also`."""
     target = TargetSettings(url=url, tls={"mode": "disable"}, pool=settings)
     log = Log(also)
-    pool = CanaryPool(target, Endpoint(target), log)
+    pool = CanaryPool(target, PostgresDriver(target), log, round_every_seconds=round_every_seconds)
     running = asyncio.create_task(pool.run())
     try:
         yield pool, log
@@ -191,12 +185,14 @@ async def test_connections_opened_together_are_not_replaced_together(postgres: P
 
 
 async def test_a_silent_path_is_survived_and_costs_half_the_time_for_a_checkout(
-    postgres: PostgresServer, make_path: MakePath, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresServer, make_path: MakePath
 ) -> None:
     """A ping that gets no answer gives up in time to connect anew; a turn without one has nothing to protect it."""
-    monkeypatch.setattr(pool_module, "ROUND_EVERY_SECONDS", 1.0)  # longer than the path remembers
     path = await make_path(postgres, fault="silent", idle_limit=0.4)
-    async with held(postgres.url(port=path.port), size=1, timeout=1) as (_, log):
+    longer_than_the_path_remembers = 1.0
+    async with held(
+        postgres.url(port=path.port), size=1, timeout=1, round_every_seconds=longer_than_the_path_remembers
+    ) as (_, log):
         await log.until(lambda fact: isinstance(fact, PrePinged))
         outcome = await log.until(turned)
         unpinged = await log.until(failed)
@@ -214,11 +210,10 @@ async def test_a_silent_path_is_survived_and_costs_half_the_time_for_a_checkout(
 
 @pytest.mark.parametrize(("fault", "death"), [("reset", Death.RESET_ON_USE), ("close", Death.CLOSED)])
 async def test_where_the_path_answers_the_ping_replaces_the_connection(
-    postgres: PostgresServer, make_path: MakePath, monkeypatch: pytest.MonkeyPatch, fault: str, death: Death
+    postgres: PostgresServer, make_path: MakePath, fault: str, death: Death
 ) -> None:
-    monkeypatch.setattr(pool_module, "ROUND_EVERY_SECONDS", 0.8)
     path = await make_path(postgres, fault=fault, idle_limit=0.4)
-    async with held(postgres.url(port=path.port), size=1) as (_, log):
+    async with held(postgres.url(port=path.port), size=1, round_every_seconds=0.8) as (_, log):
         await log.until(lambda fact: isinstance(fact, PrePinged) and not fact.ok)
         outcome = await log.until(turned)
     assert isinstance(outcome, CheckedOut)

@@ -24,6 +24,7 @@ import pytest
 
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import HOST, PostgresServer, free_port
+from sidecar.probes.idle import IdleProbeRunner
 from sidecar.service import Service
 from sidecar.settings import Settings
 from sidecar.store.tables import observations
@@ -609,15 +610,7 @@ async def test_a_part_that_dies_takes_livez_down_with_its_name(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In this process, since nothing in the program lets one part be killed from outside."""
-    service = Service(
-        Settings.model_validate(
-            {
-                "targets": {"default": {"url": postgres.url()}},
-                "http": {"host": HOST, "port": 0, "admin_port": 0},
-                "store": {"url": f"sqlite+aiosqlite:///{tmp_path / 'evidence.db'}"},
-            }
-        )
-    )
+    service = in_this_process(postgres, tmp_path)
     serving = asyncio.create_task(service.run())
     await until(lambda: service.started)
     base = f"http://{HOST}:{service.http.port}"
@@ -640,6 +633,39 @@ async def test_a_part_that_dies_takes_livez_down_with_its_name(
     assert (await asyncio.to_thread(ask, base, "/recommendation")).status == 200, "the others go on until the restart"
     service.quit()
     assert await serving == 0
+
+
+async def test_of_a_part_that_runs_tasks_of_its_own_the_error_inside_is_told(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fault(*_: object) -> None:
+        raise ValueError("of which nobody thought")
+
+    service = in_this_process(postgres, tmp_path)
+    monkeypatch.setattr(IdleProbeRunner, "_open", fault)
+    with caplog.at_level(logging.CRITICAL, "sidecar.service"):
+        serving = asyncio.create_task(service.run())
+        await until(lambda: service.faults)
+    liveness = await asyncio.to_thread(ask, f"http://{HOST}:{service.http.port}", "/livez")
+    assert liveness.status == 503
+    assert json.loads(liveness.text)["faults"] == {"default/idle": "died of ValueError"}
+    (record,) = caplog.records
+    assert (record.message, record.task) == ("task died", "default/idle")
+    assert "of which nobody thought" in caplog.text
+    service.quit()
+    assert await serving == 0
+
+
+def in_this_process(postgres: PostgresServer, directory: Path) -> Service:
+    return Service(
+        Settings.model_validate(
+            {
+                "targets": {"default": {"url": postgres.url()}},
+                "http": {"host": HOST, "port": 0, "admin_port": 0},
+                "store": {"url": f"sqlite+aiosqlite:///{directory / 'evidence.db'}"},
+            }
+        )
+    )
 
 
 async def until(holds: Callable[[], object]) -> None:

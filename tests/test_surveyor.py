@@ -21,28 +21,27 @@ from sidecar.core.evidence import Cause, Death, Keepalive, Observation
 from sidecar.core.idle.commands import Budget
 from sidecar.core.idle.machine import IdleMachine
 from sidecar.demo.server import HOST, PostgresServer
+from sidecar.probes.errors import CannotConnect
 from sidecar.probes.idle import IdleProbeRunner
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings import TargetSettings
 
 CONNECTIONS = 3
 DEADLINE_SECONDS = 0.5
 
 
-def endpoint_at(port: int, **settings: object) -> Endpoint:
+def driver_at(port: int, **settings: object) -> PostgresDriver:
     tls = {"tls": {"mode": "disable"}, **settings}
-    return Endpoint(TargetSettings(url=f"postgresql+asyncpg://postgres@{HOST}:{port}/postgres", **tls))  # type: ignore[arg-type]
+    return PostgresDriver(TargetSettings(url=f"postgresql+asyncpg://postgres@{HOST}:{port}/postgres", **tls))  # type: ignore[arg-type]
 
 
 class Survey:
     """A surveyor that runs, and what it recorded."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, driver: PostgresDriver) -> None:
         machine = IdleMachine(target="t", run="r", epoch=0.0, connections=CONNECTIONS, floor=0.3, cap=60.0)
         self.records: list[Observation] = []
-        self.surveyor = IdleProbeRunner(
-            machine, endpoint, deadline_seconds=DEADLINE_SECONDS, record=self.records.append
-        )
+        self.surveyor = IdleProbeRunner(machine, driver, deadline_seconds=DEADLINE_SECONDS, record=self.records.append)
 
     def died(self) -> list[Observation]:
         return [record for record in self.records if record.death is not None]
@@ -50,7 +49,7 @@ class Survey:
 
 @asynccontextmanager
 async def surveying(port: int) -> AsyncIterator[Survey]:
-    survey = Survey(endpoint_at(port))
+    survey = Survey(driver_at(port))
     running = asyncio.create_task(survey.surveyor.run(Budget(connections=CONNECTIONS)))
     try:
         yield survey
@@ -68,7 +67,7 @@ def open_files_and_tasks() -> tuple[int, int]:
 async def test_what_is_told_while_it_does_not_run_is_not_kept(postgres: PostgresServer, make_path: MakePath) -> None:
     """Where measuring is switched off nobody would ever take it."""
     path = await make_path(postgres)
-    surveyor = Survey(endpoint_at(path.port)).surveyor
+    surveyor = Survey(driver_at(path.port)).surveyor
     surveyor.tell(Budget(connections=CONNECTIONS))
     surveyor.measure_afresh()
     running = asyncio.create_task(surveyor.run(Budget(connections=0)))
@@ -132,7 +131,7 @@ async def test_leaving_waits_for_nobody(postgres: PostgresServer, make_path: Mak
 async def test_only_the_simple_protocol_is_spoken(postgres: PostgresServer) -> None:
     """A transaction pooler gives each query another backend, where nothing is prepared."""
     async with recording(HOST, postgres.port) as wire:
-        connection = await endpoint_at(wire.port).open("probe", deadline_seconds=5)
+        connection = await driver_at(wire.port).open("probe", deadline_seconds=5)
         for _ in range(2):
             await connection.use(5)
         await connection.beat(5)
@@ -143,7 +142,7 @@ async def test_only_the_simple_protocol_is_spoken(postgres: PostgresServer) -> N
 async def test_tcp_keepalive_is_off_unless_wanted(postgres: PostgresServer) -> None:
     """It would hold the path open, and the limit would never show."""
     for keepalive in (None, Keepalive(idle=7, interval=3, count=2)):
-        driver = await endpoint_at(postgres.port).connect("probe", deadline_seconds=5, keepalive=keepalive)
+        driver = await driver_at(postgres.port).connect("probe", deadline_seconds=5, keepalive=keepalive)
         sock = driver._transport.get_extra_info("socket")
         assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is (keepalive is not None)
         if keepalive is not None and hasattr(socket, "TCP_KEEPIDLE"):
@@ -206,4 +205,4 @@ async def test_whoever_answers_there_a_failed_probe_is_a_fact(greeting: str) -> 
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(CannotConnect, match=f"{HOST}:{port}"):
-            await endpoint_at(port).open("probe", deadline_seconds=1)
+            await driver_at(port).open("probe", deadline_seconds=1)

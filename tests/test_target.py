@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-import pytest
-
+from sidecar.clock import Clock
 from sidecar.core.availability.outages import over
 from sidecar.core.evidence import Observation, Outage
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.metrics import Metrics
-from sidecar.probes import pool as pool_module
 from sidecar.settings import Settings
 from sidecar.target import Target
 from testing.pictures import Picture
@@ -26,15 +25,10 @@ MakePath = Callable[..., Awaitable[FaultyPath]]
 POOLED = 3
 
 
-@pytest.fixture(autouse=True)
-def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "ROUND_EVERY_SECONDS", 0.3)
-
-
 class Running:
     """A target whose tasks run, and what it has kept."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, clock: Clock | None = None) -> None:
         settings = {
             "url": url,
             "pool": {"size": POOLED},
@@ -47,12 +41,18 @@ class Running:
             "db",
             Settings.model_validate({"targets": {"db": settings}}),
             metrics=self._metrics,
+            clock=clock or Clock(),
             keep=self.records.append,
+            pool_round_every_seconds=0.3,
         )
 
     @property
     def versions(self) -> list[Outage]:
         return [record for record in self.records if isinstance(record, Outage)]
+
+    @property
+    def observations(self) -> list[Observation]:
+        return [record for record in self.records if isinstance(record, Observation)]
 
     @property
     def outages(self) -> list[Outage]:
@@ -68,6 +68,14 @@ class Running:
     def pooled(self) -> int:
         return sum(count for (role, _), count in self.target.view.connections.items() if role == "pool")
 
+    @property
+    def probing(self) -> int:
+        return sum(probe.state == "resting" for probe in self.target.view.probes)
+
+    async def pool_turned(self) -> None:
+        """Each connection has been used some more times."""
+        await eventually(lambda: self.counted("pre_ping_seconds_count") > POOLED)
+
     def counted(self, metric: str) -> float:
         exposition = self._metrics.render("")[0].decode()
         found = re.search(rf'^connection_health_{metric}{{target="db"}} (\S+)$', exposition, re.M)
@@ -82,8 +90,8 @@ class Running:
 
 
 @asynccontextmanager
-async def running(url: str) -> AsyncIterator[Running]:
-    one = Running(url)
+async def running(url: str, clock: Clock | None = None) -> AsyncIterator[Running]:
+    one = Running(url, clock)
     tasks = [asyncio.create_task(work, name=name) for name, work in one.target.tasks()]
     try:
         await eventually(lambda: one.healthy)
@@ -145,3 +153,38 @@ async def test_connections_of_the_pool_lost_in_an_outage_are_in_its_record(make_
     # The session heard why. So does the pool of a connection in use; of one at rest the driver keeps it to itself.
     assert outage.connections_lost["fatal"] >= 1
     assert outage.connections_lost.keys() <= {"fatal", "closed"}
+
+
+async def test_evidence_and_outages_are_stamped_alike_when_the_wall_clock_is_set(make_server: MakeServer) -> None:
+    """Set by an hour, as by hand. An end of all sessions then makes records of both kinds."""
+    hour, ahead = 3600.0, 0.0
+    clock = Clock(read_wall=lambda: time.time() + ahead)
+    server = await asyncio.to_thread(make_server)
+    async with running(server.url(), clock) as one:
+        await eventually(lambda: one.probing == 8)
+        ahead = hour
+        clock.follow_wall()
+        one.target.refresh()  # as the housekeeping does
+        await eventually(lambda: one.target.view.readiness.since > time.time() + hour / 2)  # an answer has come since
+        set_at = clock.wall()
+        assert set_at > time.time() + hour - 1
+        await execute(server.url(), CULL)
+        outage = await one.recovered()
+        await eventually(lambda: one.observations)
+        until = clock.wall()
+    assert outage.read is not None
+    assert set_at - 1 < outage.read.began.until < until
+    for observation in one.observations:
+        assert set_at - 1 < observation.at < until
+
+
+async def test_who_looks_changes_nothing(postgres: PostgresServer) -> None:
+    async with running(postgres.url()) as one:
+        seen = one.target.view
+        await one.pool_turned()
+        assert one.target.view.checkout is seen.checkout
+        assert one.target.view.recommendation is seen.recommendation
+        assert one.target.view.generated_at == seen.generated_at
+        one.target.refresh()
+        assert one.target.view.checkout is not None
+        assert one.target.view.recommendation != seen.recommendation, "what a ping costs is known by now"

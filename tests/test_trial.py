@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.core.advice.trials import Setup
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.postgresql.endpoint import Endpoint
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.trial import try_out
 from sidecar.settings import TargetSettings
 
@@ -27,9 +27,9 @@ def querying() -> bool:
 
 async def test_given_up_while_a_ping_hangs_it_leaves_no_connection(postgres: PostgresServer, make_path: Any) -> None:
     path = await make_path(postgres, "silent", idle_limit=0.5)
-    endpoint = Endpoint(TargetSettings.model_validate({"url": postgres.url(port=path.port)}))
+    driver = PostgresDriver(TargetSettings.model_validate({"url": postgres.url(port=path.port)}))
     setup = Setup(name="pre_ping_only", pool_recycle=-1, pool_pre_ping=True)
-    trying = asyncio.create_task(try_out(endpoint, setup, 1.0, patience_seconds=60))
+    trying = asyncio.create_task(try_out(driver, setup, 1.0, patience_seconds=60))
     await until(lambda: path.accepted > 0 and not querying())
     await until(querying)
     trying.cancel()

@@ -14,7 +14,7 @@ from sidecar.core.advice.verdict import ApplicationSettings
 from sidecar.core.evidence import Keepalive, Status
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.postgresql.endpoint import Endpoint
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.trial import TrialVoid, try_out
 from sidecar.settings import TargetSettings
 from testing import pictures
@@ -38,8 +38,8 @@ SETUPS = {
 REST = 2.2  # more than a second of age, as SQLAlchemy counts it, and more than the path's limit
 
 
-def endpoint(server: PostgresServer, path: FaultyPath) -> Endpoint:
-    return Endpoint(TargetSettings(url=server.url(port=path.port), tls={"mode": "disable"}))  # type: ignore[arg-type]
+def driver(server: PostgresServer, path: FaultyPath) -> PostgresDriver:
+    return PostgresDriver(TargetSettings(url=server.url(port=path.port), tls={"mode": "disable"}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ async def test_each_pool_lives_through_what_its_settings_lead_to(
     postgres: PostgresServer, make_path: MakePath, fault: str, outcomes: tuple[str, ...]
 ) -> None:
     path = await make_path(postgres, fault=fault, idle_limit=0.6)
-    target = endpoint(postgres, path)
+    target = driver(postgres, path)
     results = await asyncio.gather(*(try_out(target, setup, REST, patience_seconds=8) for setup in SETUPS.values()))
     assert tuple(result.outcome for result in results) == outcomes
     for result in results:
@@ -66,7 +66,7 @@ async def test_each_pool_lives_through_what_its_settings_lead_to(
 
 async def test_without_a_limit_nothing_is_opened_anew(postgres: PostgresServer, make_path: MakePath) -> None:
     path = await make_path(postgres)
-    result = await try_out(endpoint(postgres, path), SETUPS["defaults"], 0.1)
+    result = await try_out(driver(postgres, path), SETUPS["defaults"], 0.1)
     assert (result.outcome, result.reconnected, path.accepted) == ("ok", False, 1)
 
 
@@ -74,7 +74,7 @@ async def test_a_failure_counts_only_where_a_fresh_connection_works(
     postgres: PostgresServer, make_path: MakePath
 ) -> None:
     path = await make_path(postgres)
-    trial = asyncio.create_task(try_out(endpoint(postgres, path), SETUPS["defaults"], 0.8))
+    trial = asyncio.create_task(try_out(driver(postgres, path), SETUPS["defaults"], 0.8))
     async with asyncio.timeout(60):
         while not path.accepted:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.01)
@@ -84,7 +84,7 @@ async def test_a_failure_counts_only_where_a_fresh_connection_works(
     with pytest.raises(TrialVoid):
         await trial
     with pytest.raises(TrialVoid):
-        await try_out(endpoint(postgres, path), SETUPS["defaults"], 0.1)
+        await try_out(driver(postgres, path), SETUPS["defaults"], 0.1)
 
 
 # --- when -------------------------------------------------------------------------------------------------------------

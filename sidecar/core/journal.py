@@ -28,18 +28,18 @@ class Journal:
         self.run = run
         self.last = 0  # the serial number of the latest record
         self._entries: deque[Entry] = deque(maxlen=kept)
-        self._followers: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], None]] = []
 
     def add(self, record: Observation | Outage) -> None:
         """The same record may be added again as more becomes known of it."""
         self.last += 1
         self._entries.append(Entry(self.last, record))
-        for told in self._followers:
-            told()
+        for listener in self._listeners:
+            listener()
 
-    def follow(self, told: Callable[[], None]) -> None:
-        """Call `told`, which must not raise, after every record from now on."""
-        self._followers.append(told)
+    def follow(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, which must not raise, after every record from now on."""
+        self._listeners.append(listener)
 
     def after(self, serial: int, at_most: int) -> tuple[Entry, ...] | None:
         """The next ones after this number; None if they are no longer known, or the number was never given."""

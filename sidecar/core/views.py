@@ -4,14 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from sidecar.core.advice.ping_cost import Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.availability.readiness import Readiness
 from sidecar.core.evidence import Observation, Outage
+from sidecar.core.idle.machine import Stage
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
+
+
+class ConnectionRole(StrEnum):
+    """What the sidecar holds a connection for."""
+
+    POOL = "pool"
+    PROBE = "probe"
+    HEARTBEAT = "heartbeat"
+    TRIAL = "trial"
+
+
+class ConnectionState(StrEnum):
+    """What a connection the sidecar holds is doing."""
+
+    IDLE = "idle"
+    CHECKED_OUT = "checked_out"
+    OPENING = "opening"
+    OPEN = "open"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +44,12 @@ class TargetView:
     generated_at: float  # when the recommendation last changed
     readiness: Readiness
     reachable: bool | None  # None until first tried
-    stage: str  # of the idle-limit measurement: ladder | refine | confirm | volley | monitor | paused
+    stage: Stage  # of the idle-limit measurement
     suspect: bool  # a fresh connection died below the published limit, not yet explained
     regime: int
     elapsed_seconds: float
     probes: tuple[ProbeView, ...]
-    connections: Mapping[tuple[str, str], int]  # (role, state) -> count
+    connections: Mapping[tuple[ConnectionRole, ConnectionState], int]  # how many
     checkout: Spread | None  # of the held pool: without a pre-ping
     checkout_with_ping: Spread | None
 

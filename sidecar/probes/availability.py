@@ -45,8 +45,8 @@ from sidecar.core.availability.machine import (
 )
 from sidecar.core.evidence import Aged, Disturbed, Outage
 from sidecar.core.identity import Identity
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
-from sidecar.probes.postgresql.wire import ConnectionEnded, ProbeConnection, takes_no_writes
+from sidecar.probes.driver import Driver, WatchedConnection
+from sidecar.probes.errors import CannotConnect, ConnectionEnded
 from sidecar.settings import TargetSettings
 
 _T = TypeVar("_T")
@@ -54,19 +54,9 @@ _T = TypeVar("_T")
 _log = logging.getLogger("sidecar.heartbeat")
 
 _ROLE = "heartbeat"
-_NET = 3  # a question is given up after so many deadlines even if the machine, which knows when we slept, forgot it
 
-# The first that the server does not refuse. `pg_current_xact_id()` takes a transaction id, which only a server that
-# takes writes can do; it would do so in a transaction set read-only, too. The timeline in a WAL file's name is up to
-# date, while the one of the last checkpoint lags behind a promotion.
-_XID = "CASE current_setting('transaction_read_only') WHEN 'off' THEN pg_current_xact_id()::text END"
-_TIMELINE = "CASE WHEN NOT pg_is_in_recovery() THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
-_WRITE_CHECKS = (
-    f"SELECT {_XID}, {_TIMELINE}",
-    f"SELECT {_XID}, NULL",
-    "SELECT CASE current_setting('transaction_read_only') WHEN 'off' THEN 'unproven' END, NULL",
-)
-_READ_ONLY_TRANSACTION = "25006"
+_DEADLINES_TO_GIVE_UP = 3
+"""A question is given up after so many deadlines even if the machine, which knows when we slept, forgot it."""
 
 
 class AvailabilityRunner:
@@ -81,14 +71,14 @@ class AvailabilityRunner:
         self,
         name: str,
         target: TargetSettings,
-        endpoint: Endpoint,
+        driver: Driver,
         *,
         on_outage: Callable[[Outage], None],
         on_disturbed: Callable[[Disturbed], None],
         on_aged: Callable[[Aged], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._name, self._target, self._endpoint, self._wall = name, target, endpoint, wall
+        self._name, self._target, self._driver, self._wall = name, target, driver, wall
         self._on_outage, self._on_disturbed, self._on_aged = on_outage, on_disturbed, on_aged
         self._loop = asyncio.get_running_loop()
         self._machine = AvailabilityMachine(
@@ -103,12 +93,12 @@ class AvailabilityRunner:
         )
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup
-        self._session: ProbeConnection | None = None
+        self._session: WatchedConnection | None = None
         self._session_tasks: set[asyncio.Task[None]] = set()  # those that wait for the session
         self._attempts: dict[int, asyncio.Task[None]] = {}
-        self._answered: dict[int, ProbeConnection] = {}  # fresh connections, until the machine has said what for
+        self._answered: dict[int, WatchedConnection] = {}  # fresh connections, until the machine has said what for
         self._resolution: asyncio.Future[tuple[Sequence[str], float]] | None = None
-        self._complaint: str | None = None  # the last told, told once
+        self._complaint: str | None = None  # the last one logged: each is logged once
 
     @property
     def status(self) -> AvailabilityStatus:
@@ -178,45 +168,34 @@ class AvailabilityRunner:
 
     # The session
 
-    def _start(self, work: Callable[[ProbeConnection], Coroutine[None, None, None]]) -> None:
+    def _start(self, work: Callable[[WatchedConnection], Coroutine[None, None, None]]) -> None:
         if self._session is not None:  # which the machine never forgets
             task = self._group.create_task(work(self._session), name=f"heartbeat-{self._name}")
             self._session_tasks.add(task)
             task.add_done_callback(self._session_tasks.discard)
 
-    async def _await_end(self, session: ProbeConnection) -> None:
+    async def _await_end(self, session: WatchedConnection) -> None:
         # The only place to learn of an end, whether the session was resting or in use.
         self._observe(SessionEnded(ending=await asyncio.shield(session.ended)))
 
-    async def _beat(self, session: ProbeConnection) -> None:
+    async def _beat(self, session: WatchedConnection) -> None:
         with contextlib.suppress(ConnectionEnded):
-            could_not_write = takes_no_writes(session.parameters)
-            await session.beat(self._target.heartbeat.deadline * _NET)
-            self._observe_role(session, could_not_write)
+            was_read_only = session.read_only
+            await session.beat(self._target.heartbeat.deadline * _DEADLINES_TO_GIVE_UP)
+            self._observe_role(session, was_read_only)
             self._observe(BeatAnswered(at=self._wall()))
 
-    async def _check_write(self, session: ProbeConnection) -> None:
+    async def _check_write(self, session: WatchedConnection) -> None:
         with contextlib.suppress(ConnectionEnded):
-            could_not_write = takes_no_writes(session.parameters)
-            row = None
-            for check in _WRITE_CHECKS:
-                row = await session.query(check, self._target.heartbeat.deadline * _NET)
-                if row is not None or (session.refusal or ("",))[0] == _READ_ONLY_TRANSACTION:
-                    break
-            xid, timeline = row or (None, None)
-            self._observe_role(session, could_not_write)
-            self._observe(
-                WriteAnswered(
-                    at=self._wall(),
-                    writable=xid is not None,
-                    timeline=None if timeline is None else int(timeline, base=16),
-                )
-            )
+            was_read_only = session.read_only
+            answer = await session.check_write(self._target.heartbeat.deadline * _DEADLINES_TO_GIVE_UP)
+            self._observe_role(session, was_read_only)
+            self._observe(WriteAnswered(at=self._wall(), writable=answer.writable, timeline=answer.timeline))
 
-    def _observe_role(self, session: ProbeConnection, could_not_write: bool) -> None:
+    def _observe_role(self, session: WatchedConnection, was_read_only: bool) -> None:
         # The server reports a changed setting or role with its next answer, whatever was asked.
-        if (read_only := takes_no_writes(session.parameters)) != could_not_write:
-            self._observe(RoleChanged(read_only=read_only))
+        if session.read_only != was_read_only:
+            self._observe(RoleChanged(read_only=session.read_only))
 
     def _drop(self) -> None:
         """Give up the session and all attempts."""
@@ -232,7 +211,7 @@ class AvailabilityRunner:
             if task is not asyncio.current_task():  # which is about to end by itself
                 task.cancel()
 
-    # The door
+    # The connect path
 
     async def _attempt(self, number: int) -> None:
         fact = await self._try_to_connect(number)
@@ -253,14 +232,14 @@ class AvailabilityRunner:
                 self._observe(Resolved(addresses=tuple(sorted(addresses)), asked=asked))
                 connection, identity = await self._open_first(addresses)
         except CannotConnect as failure:
-            error, sqlstate, name = failure.reason, failure.sqlstate, _name(failure.__cause__)
+            error, sqlstate, name = failure.reason, failure.sqlstate, failure.name
         except ConnectionEnded as end:
             error, sqlstate = end.ending.message or "the connection ended before its first answer", end.ending.sqlstate
             name = end.ending.signal or end.ending.noticed
         except TimeoutError as timeout:
-            error, name = f"{self._target.display} did not answer within {deadline:g} s", _name(timeout)
+            error, name = f"{self._target.display} did not answer within {deadline:g} s", type(timeout).__name__
         except OSError as failure:
-            error, name = f"cannot resolve {self._target.host}: {failure.strerror}", _name(failure)
+            error, name = f"cannot resolve {self._target.host}: {failure.strerror}", type(failure).__name__
         else:
             self._answered[number] = connection
             return Connected(
@@ -268,7 +247,7 @@ class AvailabilityRunner:
                 at=self._wall(),
                 identity=identity,
                 addresses=tuple(sorted(addresses)),
-                tells_role="in_hot_standby" in connection.parameters,
+                tells_role=connection.reports_role,
             )
         return NotConnected(attempt=number, error=error, name=name, sqlstate=sqlstate)
 
@@ -288,11 +267,11 @@ class AvailabilityRunner:
         found = await self._loop.getaddrinfo(host, self._target.port, type=socket.SOCK_STREAM)
         return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)), asked
 
-    async def _open_first(self, addresses: Sequence[str]) -> tuple[ProbeConnection, Identity]:
+    async def _open_first(self, addresses: Sequence[str]) -> tuple[WatchedConnection, Identity]:
         """Try one address after the other, the next when all have failed or are slow; the first that answers counts."""
         if len(addresses) == 1:
             return await self._open(None)
-        tasks: list[asyncio.Task[tuple[ProbeConnection, Identity]]] = []
+        tasks: list[asyncio.Task[tuple[WatchedConnection, Identity]]] = []
         winner = None
         try:
             for address in addresses:
@@ -311,9 +290,9 @@ class AvailabilityRunner:
                 if not isinstance(outcome, BaseException):
                     outcome[0].terminate()
 
-    async def _open(self, address: str | None) -> tuple[ProbeConnection, Identity]:
+    async def _open(self, address: str | None) -> tuple[WatchedConnection, Identity]:
         deadline = self._target.heartbeat.deadline
-        connection = await self._endpoint.open(_ROLE, deadline_seconds=deadline, host=address)
+        connection = await self._driver.open(_ROLE, deadline_seconds=deadline, host=address)
         try:
             return connection, await connection.use(deadline)
         except BaseException:
@@ -332,10 +311,3 @@ async def _first_success(tasks: Collection[asyncio.Task[_T]], patience: float | 
                     if task.exception() is None:
                         return task
     return None
-
-
-def _name(error: BaseException | None) -> str:
-    """What to count an error under."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return "PasswordFile"
-    return type(error).__name__

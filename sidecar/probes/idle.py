@@ -1,6 +1,6 @@
 """Carries out what the idle-limit machine commands: opens, rests, uses and drops raw connections.
 
-The surveyor knows no strategy. It waits for a fact or for the machine's deadline, hands it over, and turns the commands
+The runner knows no strategy. It waits for a fact or for the machine's deadline, hands it over, and turns the commands
 into tasks; every wait on the network has a deadline of its own, and dropping a connection waits for nobody.
 """
 
@@ -11,35 +11,39 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from sidecar.clock import boot_time
 from sidecar.core.evidence import Aged, Disturbed, Ending, Observation
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle.machine import IdleMachine
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
-from sidecar.probes.postgresql.wire import ConnectionEnded, ProbeConnection, sleepless_time
+from sidecar.probes.driver import Driver, WatchedConnection
+from sidecar.probes.errors import CannotConnect, ConnectionEnded
 
-_OPENING_JITTER_SECONDS = 0.05  # at least
-_OPENING_JITTER = 0.2  # of the pause: many sidecars that failed together shall not come back together
+_OPENING_JITTER_SHARE = 0.2
+"""Of the pause before opening, added: many sidecars that failed together shall not come back together."""
+
+_OPENING_JITTER_SECONDS = 0.05
+"""Added at least, where there is no pause: one sidecar's own connections do not all call at once either."""
 
 
 class IdleProbeRunner:
-    """Runs one machine against one endpoint. `record` is told every observation, inside the event loop."""
+    """Runs one machine against one target. `record` is told every observation, inside the event loop."""
 
     def __init__(
         self,
         machine: IdleMachine,
-        endpoint: Endpoint,
+        driver: Driver,
         *,
         deadline_seconds: float,
         record: Callable[[Observation], None],
     ) -> None:
         self.machine = machine
-        self._endpoint = endpoint
+        self._driver = driver
         self._deadline_seconds = deadline_seconds
         self._record = record
         self._facts: asyncio.Queue[Fact | Budget | None] = asyncio.Queue()
         self._running = False
-        self._connections: dict[int, ProbeConnection] = {}
+        self._connections: dict[int, WatchedConnection] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._in_use: set[int] = set()
 
@@ -48,7 +52,7 @@ class IdleProbeRunner:
         """Probe connections by state."""
         return {"open": len(self._connections), "opening": len(self._tasks.keys() - self._connections.keys())}
 
-    def tell(self, fact: Aged | Disturbed | Budget) -> None:
+    def tell(self, fact: Aged | Disturbed | ClockSet | Budget) -> None:
         """Hand a fact from outside to the machine. Nothing is kept for one that does not run, which it may never do."""
         if self._running:
             self._facts.put_nowait(fact)
@@ -103,11 +107,11 @@ class IdleProbeRunner:
 
     async def _open(self, command: Open) -> None:
         loop, number = asyncio.get_running_loop(), command.connection
-        jitter = max(_OPENING_JITTER_SECONDS, _OPENING_JITTER * command.after_seconds)
+        jitter = max(_OPENING_JITTER_SECONDS, _OPENING_JITTER_SHARE * command.after_seconds)
         await asyncio.sleep(command.after_seconds + random.uniform(0, jitter))  # noqa: S311 - no secret
         started = loop.time()
         try:
-            connection = await self._endpoint.open(
+            connection = await self._driver.open(
                 "probe", deadline_seconds=self._deadline_seconds, keepalive=command.keepalive
             )
         except CannotConnect as error:
@@ -137,8 +141,8 @@ class IdleProbeRunner:
             self._in_use.add(number)
             self._start(number, self._use(number, connection), group)
 
-    async def _use(self, number: int, connection: ProbeConnection) -> None:
-        asked_at, used_at, started = connection.asked_at, connection.used_at, sleepless_time()
+    async def _use(self, number: int, connection: WatchedConnection) -> None:
+        asked_at, used_at, started = connection.asked_at, connection.used_at, boot_time()
         try:
             identity = await connection.use(self._deadline_seconds)
         except ConnectionEnded as end:
@@ -149,7 +153,7 @@ class IdleProbeRunner:
             Survived(
                 connection=number,
                 idle_seconds=started - used_at,  # what it really rested: a late timer makes it longer
-                seconds=sleepless_time() - started,
+                seconds=boot_time() - started,
                 identity=identity,
             )
         )
@@ -158,7 +162,7 @@ class IdleProbeRunner:
             self._ended_at_rest(number, connection.ended.result())
 
     def _report_death(
-        self, number: int, connection: ProbeConnection, asked_at: float, until: float, ending: Ending
+        self, number: int, connection: WatchedConnection, asked_at: float, until: float, ending: Ending
     ) -> None:
         self._drop(number)
         self._facts.put_nowait(

@@ -29,27 +29,32 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.evidence import Death
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
-from sidecar.probes.postgresql.wire import reported, takes_no_writes
+from sidecar.probes.driver import Driver, PlainConnection
+from sidecar.probes.errors import CannotConnect
 from sidecar.settings import TargetSettings
 
 ROUND_EVERY_SECONDS = 5.0
-"""Often enough that no limit worth living with is reached between two rounds, seldom enough to cost nothing."""
+"""Pause between two rounds: often enough that no limit worth living with is reached meanwhile, seldom enough to cost
+nothing."""
 
-_ROUND_JITTER = 0.2  # many sidecars started together shall not call on the database together
-_RECYCLE_JITTER = 0.1  # connections opened together shall not be replaced together
-_PING_SHARE = 0.5  # of the time for a checkout; the rest is for connecting anew when the ping fails
+_ROUND_JITTER_SHARE = 0.2
+"""Of that pause, up or down: many sidecars started together shall not call on the database together."""
+
+_RECYCLE_JITTER_SHARE = 0.1
+"""Of the age at which to recycle, at most, taken off: connections opened together shall not be replaced together."""
+
+_PING_SHARE = 0.5
+"""Of the time for a checkout; the rest is for connecting anew when the ping fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,26 +118,35 @@ PoolFact = Connected | PrePinged | CheckedOut | TurnFailed | CannotWrite | Close
 
 
 class CanaryPool:
-    """The held pool of one target. `observe` is told every fact, at once, inside the event loop.
+    """The canary pool of one target. `observe` is told every fact, at once, inside the event loop.
 
     `run` is to be supervised; after it was cancelled, `close` ends the connections.
     """
 
-    def __init__(self, target: TargetSettings, endpoint: Endpoint, observe: Callable[[PoolFact], None]) -> None:
+    def __init__(
+        self,
+        target: TargetSettings,
+        driver: Driver,
+        observe: Callable[[PoolFact], None],
+        *,
+        round_every_seconds: float = ROUND_EVERY_SECONDS,
+    ) -> None:
         self._target = target
-        self._endpoint = endpoint
+        self._driver = driver
         self._observe = observe
+        self._round_every_seconds = round_every_seconds
+        self._turn_errors: tuple[type[Exception], ...] = (SQLAlchemyError, CannotConnect, *driver.errors)
         self._recycle_seconds = None if target.pool.recycle == "auto" else float(target.pool.recycle)
         self._open = self._checked_out = 0
         self._closing = False
-        self._statement_cache_size = 100  # asyncpg's own
+        self._statement_cache = True
         self._begins_with_ping = False
         # Of the turn under way: turns are taken one after the other.
         self._deadline = 0.0
-        self._pinged = self._connected = self._unanswered = self._told_why = False
+        self._pinged = self._connected = self._unanswered = self._server_said_why = False
         self._setup_timer: asyncio.TimerHandle | None = None
         self._engine = create_async_engine(
-            "postgresql+asyncpg://",
+            driver.sqlalchemy_url,
             async_creator=self._connect,
             pool_size=target.pool.size,
             max_overflow=0,
@@ -158,14 +172,14 @@ class CanaryPool:
         if self._target.pool.recycle == "auto":
             self._recycle_seconds = float(advice.settings.pool_recycle)
         if advice.connect_args.get("statement_cache_size") == 0:
-            self._statement_cache_size = 0
+            self._statement_cache = False
 
     async def run(self) -> None:
         """Take rounds until cancelled. A failed turn is a fact; only faults in the program raise."""
         while True:
             await self._round()
-            spread = random.uniform(1 - _ROUND_JITTER, 1 + _ROUND_JITTER)  # noqa: S311 - no secret
-            await asyncio.sleep(ROUND_EVERY_SECONDS * spread)
+            spread = random.uniform(1 - _ROUND_JITTER_SHARE, 1 + _ROUND_JITTER_SHARE)  # noqa: S311 - no secret
+            await asyncio.sleep(self._round_every_seconds * spread)
 
     async def close(self) -> None:
         """Drop all connections, waiting for nobody."""
@@ -184,7 +198,7 @@ class CanaryPool:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         self._deadline = asked + self._target.pool.timeout
-        self._pinged = self._connected = self._unanswered = self._told_why = False
+        self._pinged = self._connected = self._unanswered = self._server_said_why = False
         connection: AsyncConnection | None = None
         try:
             connection = await held.enter_async_context(self._checkout())
@@ -193,9 +207,9 @@ class CanaryPool:
             with self._dropped_after(self._target.pool.timeout, raw.driver_connection):
                 await connection.exec_driver_sql("SELECT 1")
                 await connection.rollback()
-        except (SQLAlchemyError, CannotConnect, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except self._turn_errors as error:
             text, sqlstate = self._describe(error)
-            self._told_why = _is_told_by_server(error)
+            self._server_said_why = self._driver.failure_of(error).said_by_server
             if connection is not None:
                 await connection.invalidate()  # its check-in would send a ROLLBACK nobody watches
             self._observe(
@@ -219,14 +233,14 @@ class CanaryPool:
         )
         return True
 
-    def _used(self, info: dict[str, Any], driver: Any) -> None:
+    def _used(self, info: dict[str, Any], connection: PlainConnection) -> None:
         """Note that a connection was used well, and whether it could have written."""
         now = asyncio.get_running_loop().time()
         info.update(used_at=now, in_use=False)
-        if not takes_no_writes(reported(driver)):
-            info.update(writable_at=now, told=False)
-        elif not info["told"]:
-            info["told"] = True
+        if not self._driver.takes_no_writes(connection):
+            info.update(writable_at=now, known_read_only=False)
+        elif not info["known_read_only"]:
+            info["known_read_only"] = True
             self._observe(CannotWrite(seconds_since_writable=now - info["writable_at"]))
 
     @asynccontextmanager
@@ -238,19 +252,19 @@ class CanaryPool:
             finally:
                 self._checked_out -= 1
 
-    async def _connect(self) -> asyncpg.Connection[Any]:
+    async def _connect(self) -> PlainConnection:
         loop = asyncio.get_running_loop()
         started = loop.time()
         # A ping that got no answer leaves time for this; the floor only matters if the loop itself was stopped.
         # Rounded, because operators are told when it passes.
         remaining = max(round(self._deadline - started, 1), 0.1)
-        driver = await self._endpoint.connect(
-            "pool", deadline_seconds=remaining, statement_cache_size=self._statement_cache_size
+        connection = await self._driver.connect(
+            "pool", deadline_seconds=remaining, statement_cache=self._statement_cache
         )
         self._observe(Connected(seconds=loop.time() - started))
         # Between here and `_on_connect` the dialect asks the server about types, with no deadline of its own.
-        self._setup_timer = loop.call_later(remaining, self._drop_unanswered, driver)
-        return driver
+        self._setup_timer = loop.call_later(remaining, self._drop_unanswered, connection)
+        return connection
 
     def _on_connect(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         if self._setup_timer is not None:
@@ -263,10 +277,10 @@ class CanaryPool:
             opened_at=now,
             used_at=now,
             writable_at=now,
-            told=False,
-            recycle_share=1 - random.uniform(0, _RECYCLE_JITTER),  # noqa: S311 - no secret
+            known_read_only=False,
+            recycle_share=1 - random.uniform(0, _RECYCLE_JITTER_SHARE),  # noqa: S311 - no secret
             fresh=True,
-            statement_cache_size=self._statement_cache_size,
+            statement_cache=self._statement_cache,
             ping_next=self._begins_with_ping,
         )
 
@@ -274,18 +288,18 @@ class CanaryPool:
         self, connection: DBAPIConnection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection
     ) -> None:
         info = entry.info
-        info["in_use"] = not _driver(entry).is_closed()
+        info["in_use"] = not self._is_closed(entry)
         if info.pop("fresh", False):
             return
         if self._recycle_seconds is not None and _age(entry) > self._recycle_seconds * info["recycle_share"]:
             info["reason"] = "recycled"
             raise DisconnectionError("of age")
-        if info["statement_cache_size"] != self._statement_cache_size:
+        if info["statement_cache"] != self._statement_cache:
             info["reason"] = "recycled"
             raise DisconnectionError("it would prepare statements")
         wanted, info["ping_next"] = info["ping_next"], not info["ping_next"]
         # What the driver knows to be dead is pinged even in a turn meant to go without: measuring costs no protection.
-        if wanted or (self._target.pool.pre_ping and _driver(entry).is_closed()):
+        if wanted or (self._target.pool.pre_ping and self._is_closed(entry)):
             self._ping(connection, entry)
 
     def _ping(self, connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
@@ -295,12 +309,12 @@ class CanaryPool:
         started = loop.time()
         dialect = self._engine.dialect
         try:
-            with self._dropped_after(self._target.pool.timeout * _PING_SHARE, _driver(entry)):
+            with self._dropped_after(self._target.pool.timeout * _PING_SHARE, entry.driver_connection):
                 dialect.do_ping(connection)
         except (dialect.loaded_dbapi.Error, OSError) as error:
             self._observe(PrePinged(seconds=loop.time() - started, ok=False))
-            self._told_why = _is_told_by_server(error)
-            if not _driver(entry).is_closed():
+            self._server_said_why = self._driver.failure_of(error).said_by_server
+            if not self._is_closed(entry):
                 raise  # a refusal by a living server: the pool would hand it to the application too
             raise InvalidatePoolError("pre-ping failed") from error
         self._observe(PrePinged(seconds=loop.time() - started, ok=True))
@@ -308,56 +322,43 @@ class CanaryPool:
     def _on_close(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         self._open -= 1
         info, death = entry.info, self._death(entry)
-        _driver(entry).terminate()  # says goodbye to the server, but does not wait for it
+        self._driver.terminate(entry.driver_connection)  # says goodbye to the server, but does not wait for it
         reason = "disposed" if self._closing else info.get("reason", "invalidated")
         since_use = asyncio.get_running_loop().time() - info["used_at"]
         self._observe(Closed(reason=reason, age_seconds=_age(entry), death=death, seconds_since_use=since_use))
 
     def _death(self, entry: ConnectionPoolEntry) -> Death | None:
         """How a connection about to be closed was seen to have died; None where it was not."""
-        if self._closing or not _driver(entry).is_closed():
+        if self._closing or not self._is_closed(entry):
             return None
         if not entry.info.get("in_use", False):
             return Death.CLOSED
         if self._unanswered:
             return Death.SILENT
-        return Death.FATAL if self._told_why else Death.RESET_ON_USE
+        return Death.FATAL if self._server_said_why else Death.RESET_ON_USE
 
     @contextmanager
-    def _dropped_after(self, seconds: float, driver: Any) -> Iterator[None]:
-        timer = asyncio.get_running_loop().call_later(seconds, self._drop_unanswered, driver)
+    def _dropped_after(self, seconds: float, connection: PlainConnection) -> Iterator[None]:
+        timer = asyncio.get_running_loop().call_later(seconds, self._drop_unanswered, connection)
         try:
             yield
         finally:
             timer.cancel()
 
-    def _drop_unanswered(self, driver: Any) -> None:
+    def _drop_unanswered(self, connection: PlainConnection) -> None:
         self._unanswered = True
-        driver.terminate()
+        self._driver.terminate(connection)
+
+    def _is_closed(self, entry: ConnectionPoolEntry) -> bool:
+        return self._driver.is_closed(entry.driver_connection)
 
     def _describe(self, error: Exception) -> tuple[str, str | None]:
         if isinstance(error, CannotConnect):
             return error.reason, error.sqlstate
         if self._unanswered:
             return f"{self._target.display} did not answer within {self._target.pool.timeout:g} s", None
-        # SQLAlchemy's own text would bring the statement and a link; the driver's error says what happened.
-        cause = error.orig.__cause__ or error.orig if isinstance(error, DBAPIError) and error.orig else error
-        return f"{type(cause).__name__}: {cause}", getattr(cause, "sqlstate", None)
-
-
-def _is_told_by_server(error: BaseException) -> bool:
-    """Whether the server said it: somewhere down the chain is an error with a severity, which the driver's own lack."""
-    link: BaseException | None = error
-    while link is not None:
-        if getattr(link, "severity", None) is not None:
-            return True
-        link = link.__cause__
-    return False
-
-
-def _driver(entry: ConnectionPoolEntry) -> asyncpg.Connection[Any]:
-    assert entry.driver_connection is not None  # noqa: S101 - no event concerns an entry without one
-    return cast("asyncpg.Connection[Any]", entry.driver_connection)
+        failure = self._driver.failure_of(error)
+        return failure.text, failure.sqlstate
 
 
 def _age(entry: ConnectionPoolEntry) -> float:

@@ -11,9 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, cast
 
-import asyncpg
 from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
@@ -21,17 +19,25 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from sidecar.core.advice.trials import RECOMMENDED, Attempt, Setup, TrialResult
-from sidecar.probes.postgresql.endpoint import CannotConnect, Endpoint
+from sidecar.probes.driver import Driver, PlainConnection
+from sidecar.probes.errors import CannotConnect
 
 log = logging.getLogger("sidecar.trial")
 
-LOOK_SECONDS = 1.0  # between two looks at what is due
-PAUSE_SECONDS = 5.0  # after a failure, before it is believed or tried again
-REMEMBERED = 50
-CONNECT_SECONDS = 10.0
-PATIENCE_SECONDS = 15.0  # longer than TCP_USER_TIMEOUT and asyncpg's graceful close together
+LOOK_EVERY_SECONDS = 1.0
+"""Between two looks at what is due."""
 
-CHECKOUT_FAILED = (SQLAlchemyError, CannotConnect, OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+PAUSE_SECONDS = 5.0
+"""After a failure, before it is believed or tried again."""
+
+RESULTS_REMEMBERED = 50
+"""More than there are setups to try on one limit."""
+
+CONNECT_SECONDS = 10.0
+"""For opening one connection."""
+
+PATIENCE_SECONDS = 15.0
+"""After which a checkout hangs: longer than TCP_USER_TIMEOUT and a driver's graceful close take together."""
 
 
 class TrialVoid(Exception):  # noqa: N818 - no trial, no error
@@ -52,14 +58,15 @@ class Trials:
     def __init__(
         self,
         target: str,
-        endpoint: Endpoint,
+        driver: Driver,
         *,
         due: Callable[[Sequence[TrialResult], float], Iterable[Attempt]],
         room: Callable[[], int],
         began: Callable[[], None],
         ended: Callable[[TrialResult], None],
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        self._target, self._endpoint = target, endpoint
+        self._target, self._driver, self._wall = target, driver, wall
         self._due, self._room, self._began, self._ended = due, room, began, ended
         self._running: dict[asyncio.Task[None], str] = {}
         self._regime = 0
@@ -79,7 +86,7 @@ class Trials:
 
     def renew(self) -> None:
         """Have every setup tried anew now."""
-        self._renew_before = time.time()
+        self._renew_before = self._wall()
 
     def disturbed(self) -> None:
         """The database was restarted, moved or away: a trial that fails now says nothing about its settings."""
@@ -89,11 +96,11 @@ class Trials:
         """Run what is due, until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                await asyncio.sleep(LOOK_SECONDS)
+                await asyncio.sleep(LOOK_EVERY_SECONDS)
                 before = self.running
                 self._running = {task: name for task, name in self._running.items() if not task.done()}
                 fresh = [result for result in self.results if result.at >= self._renew_before]
-                for attempt in self._due(fresh, time.time()):
+                for attempt in self._due(fresh, self._wall()):
                     if self.running >= self._room():
                         break
                     if attempt.setup.name not in self._running.values():
@@ -105,7 +112,7 @@ class Trials:
     async def _try(self, attempt: Attempt) -> None:
         name, began, regime = attempt.setup.name, asyncio.get_running_loop().time(), self._regime
         try:
-            result = await try_out(self._endpoint, attempt.setup, attempt.rest_seconds)
+            result = await try_out(self._driver, attempt.setup, attempt.rest_seconds, wall=self._wall)
         except TrialVoid as reason:
             log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
             await asyncio.sleep(PAUSE_SECONDS)
@@ -117,7 +124,9 @@ class Trials:
                 return
         if regime != self._regime:
             return
-        self.results = (*(other for other in self.results if other.setup != attempt.setup), result)[-REMEMBERED:]
+        self.results = (*(other for other in self.results if other.setup != attempt.setup), result)[
+            -RESULTS_REMEMBERED:
+        ]
         self._ended(result)
         log.log(
             logging.WARNING if name == RECOMMENDED and result.outcome != "ok" else logging.INFO,
@@ -127,32 +136,39 @@ class Trials:
 
 
 async def try_out(
-    endpoint: Endpoint, setup: Setup, rest_seconds: float, *, patience_seconds: float = PATIENCE_SECONDS
+    driver: Driver,
+    setup: Setup,
+    rest_seconds: float,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    wall: Callable[[], float] = time.time,
 ) -> TrialResult:
     """Check out, use, rest, check out again and use.
 
     A failure counts only when a fresh connection works at that moment. Raises TrialVoid when none does, or when not
     even the first checkout worked.
     """
-    opened: list[asyncpg.Connection[Any]] = []
+    checkout_errors: tuple[type[Exception], ...] = (SQLAlchemyError, CannotConnect, *driver.errors)
+    hang_or_error: tuple[type[Exception], ...] = (_Hang, *checkout_errors)
+    opened: list[PlainConnection] = []
 
-    async def connect() -> asyncpg.Connection[Any]:
-        driver = await endpoint.connect(
+    async def connect() -> PlainConnection:
+        connection = await driver.connect(
             "trial",
             deadline_seconds=CONNECT_SECONDS,
             keepalive=setup.keepalive,
             user_timeout_ms=setup.user_timeout_ms,
-            statement_cache_size=100 if setup.statement_caches else 0,
+            statement_cache=setup.statement_caches,
         )
-        opened.append(driver)
-        return driver
+        opened.append(connection)
+        return connection
 
-    engine = _engine(setup, connect)
+    engine = _engine(driver, setup, connect)
     loop = asyncio.get_running_loop()
     try:
         try:
             await _query(engine, patience_seconds)
-        except (_Hang, *CHECKOUT_FAILED) as failure:
+        except hang_or_error as failure:
             raise TrialVoid(str(failure)) from failure
         before, rested_from = len(opened), loop.time()
         await asyncio.sleep(rest_seconds)
@@ -162,14 +178,14 @@ async def try_out(
             await _query(engine, patience_seconds)
         except _Hang:
             outcome, error = "hang", f"no answer within {patience_seconds:g} s"
-        except CHECKOUT_FAILED as failure:
-            outcome, error = "error", _told(failure)
+        except checkout_errors as failure:
+            outcome, error = "error", driver.failure_of(failure).text
         took = loop.time() - asked
         if outcome != "ok":
-            await _control(endpoint)
+            await _control(driver)
         return TrialResult(
             setup=setup,
-            at=time.time(),
+            at=wall(),
             idle_seconds=asked - rested_from,
             outcome=outcome,
             checkout_seconds=took if outcome == "ok" else None,
@@ -177,15 +193,15 @@ async def try_out(
             error=error,
         )
     finally:
-        for driver in opened:
-            driver.terminate()
+        for connection in opened:
+            driver.terminate(connection)
         await engine.dispose(close=False)
 
 
-def _engine(setup: Setup, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]) -> AsyncEngine:
+def _engine(driver: Driver, setup: Setup, connect: Callable[[], Awaitable[PlainConnection]]) -> AsyncEngine:
     """The engine, with the listeners the format `python` has for what SQLAlchemy has no argument for."""
     engine = create_async_engine(
-        "postgresql+asyncpg://",
+        driver.sqlalchemy_url,
         async_creator=connect,
         pool_size=1,
         max_overflow=0,
@@ -193,7 +209,11 @@ def _engine(setup: Setup, connect: Callable[[], Awaitable[asyncpg.Connection[Any
         pool_pre_ping=setup.pool_pre_ping,
     )
     if setup.drops:
-        event.listen(engine.sync_engine, "close", _drop)
+
+        def drop(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
+            driver.terminate(entry.driver_connection)
+
+        event.listen(engine.sync_engine, "close", drop)
     after = setup.selective_pre_ping_after
     if after is not None:
 
@@ -216,23 +236,12 @@ def _note_the_time(_connection: DBAPIConnection | None, entry: ConnectionPoolEnt
     entry.info["resting_since"] = time.monotonic()
 
 
-def _drop(_connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-    cast("asyncpg.Connection[Any]", entry.driver_connection).terminate()
-
-
-def _told(failure: BaseException) -> str:
-    """What the driver said: SQLAlchemy's own text would bring the statement and a link."""
-    cause = getattr(failure, "orig", None) or failure
-    cause = cause.__cause__ or cause
-    return f"{type(cause).__name__}: {cause}"
-
-
-async def _control(endpoint: Endpoint) -> None:
+async def _control(driver: Driver) -> None:
     try:
-        driver = await endpoint.connect("trial", deadline_seconds=CONNECT_SECONDS)
+        connection = await driver.connect("trial", deadline_seconds=CONNECT_SECONDS)
     except CannotConnect as failure:
         raise TrialVoid(failure.reason) from failure
-    driver.terminate()
+    driver.terminate(connection)
 
 
 async def _query(engine: AsyncEngine, patience_seconds: float) -> None:

@@ -13,7 +13,7 @@ from sidecar.core.advice.attribution import defaults
 from sidecar.core.evidence import Observation
 from sidecar.core.idle.machine import Budget, IdleMachine, IdleStatus
 from sidecar.probes.idle import IdleProbeRunner
-from sidecar.probes.postgresql.endpoint import Endpoint as TargetEndpoint
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings import TargetSettings
 from testing.lab import Endpoint
 
@@ -64,7 +64,7 @@ async def measuring(
         defaults=defaults(known_limits()),
     )
     survey = Survey(machine)
-    surveyor = IdleProbeRunner(machine, TargetEndpoint(target), deadline_seconds=deadline, record=survey.record)
+    surveyor = IdleProbeRunner(machine, PostgresDriver(target), deadline_seconds=deadline, record=survey.record)
     async with asyncio.TaskGroup() as group:
         running = group.create_task(surveyor.run(Budget(connections=connections)))
         yield survey

@@ -14,7 +14,8 @@ import asyncpg
 import pytest
 
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.postgresql.wire import Tap, transport_of
+from sidecar.probes.postgresql.sockets import transport_of
+from sidecar.probes.postgresql.wire import Tap
 
 from .client import MakePath, MakeServer, driver_for, until
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from testing.lab.test_lab import pooled_idle_session_timeout
 
+from lab.test_lab import pooled_idle_session_timeout
 from sidecar.core.evidence import Cause, Death, Observation, Status
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.demo.service import Service, run_service
 from sidecar.probes.pool import CanaryPool, CheckedOut, PoolFact, PrePinged, TurnFailed
-from sidecar.probes.postgresql.endpoint import Endpoint as TargetEndpoint
+from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings import TargetSettings
 from sidecar.web.client import ask
 from testing.lab import Endpoint, Lab, Path, boxes
@@ -226,8 +226,8 @@ async def test_a_process_that_was_stopped_still_reads_what_happened_meanwhile(la
 
 async def test_an_answer_read_late_is_an_answer(lab: Lab) -> None:
     """The deadline is for the other side: a process that was stopped beyond it finds the answer waiting."""
-    endpoint = TargetEndpoint(TargetSettings(url=lab.path(lab.postgres()).endpoint.url, tls={"mode": "disable"}))
-    connection = await endpoint.open("probe", deadline_seconds=5)
+    driver = PostgresDriver(TargetSettings(url=lab.path(lab.postgres()).endpoint.url, tls={"mode": "disable"}))
+    connection = await driver.open("probe", deadline_seconds=5)
     using = asyncio.create_task(connection.use(0.2))
     await asyncio.sleep(0)  # the query is sent
     time.sleep(0.5)  # noqa: ASYNC251 - to stop the process is the point
@@ -239,7 +239,7 @@ async def test_the_held_pool_outlives_silent_deaths_and_never_hangs(lab: Lab) ->
     endpoint = boxes.conntrack(lab.path(lab.postgres()), 2, answer="drop")  # its rounds are further apart
     target = TargetSettings(url=endpoint.url, tls={"mode": "disable"}, pool={"size": 1, "timeout": 2})
     facts: list[PoolFact] = []
-    pool = CanaryPool(target, TargetEndpoint(target), facts.append)
+    pool = CanaryPool(target, PostgresDriver(target), facts.append)
     running = asyncio.create_task(pool.run())
     async with asyncio.timeout(60):
         while not (isinstance(facts[-1], TurnFailed) if facts else False):

@@ -17,8 +17,8 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from testing.lab.test_lab import KEEPALIVE, SERVER_KEEPALIVE, SocketOptions
 
+from lab.test_lab import KEEPALIVE, SERVER_KEEPALIVE, SocketOptions
 from testing.lab import Endpoint, Lab, boxes
 
 pytestmark = pytest.mark.lab

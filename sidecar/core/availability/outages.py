@@ -80,6 +80,22 @@ def of_age(outage: Outage) -> Outage:
     return replace(outage, kind=OutageKind.LIFETIME)
 
 
+def reconciled(outage: Outage, before: Outage | None, *, is_lifetime_expiry: bool) -> Outage | None:
+    """The record to keep, `before` being the version kept so far; None where that says the same.
+
+    `is_lifetime_expiry` tells that the session lost was one of several that died at one age. Such a kind stays: a later
+    version of the record knows no more of that than the first.
+    """
+    if is_lifetime_expiry or (before is not None and before.kind == OutageKind.LIFETIME):
+        outage = of_age(outage)
+    return None if outage == before else outage
+
+
+def just_over(outage: Outage, before: Outage | None) -> bool:
+    """Whether it is with this version that the outage is known to be over."""
+    return over(outage) and (before is None or not over(before))
+
+
 @dataclass(slots=True)
 class Span:
     """A spell in the making, in monotonic seconds. `bad_at` is when it was last known to be bad."""

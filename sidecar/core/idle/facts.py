@@ -50,4 +50,11 @@ class Died:
     ending: Ending
 
 
-Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSet:
+    """The wall clock was set. `offset_seconds` is what turns `now` into wall-clock seconds from here on."""
+
+    offset_seconds: float
+
+
+Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed | ClockSet

@@ -50,7 +50,7 @@ from sidecar.core.evidence import Aged, Arm, Cause, Death, Disturbed, Keepalive,
 from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.deaths import Case, PendingDeaths
-from sidecar.core.idle.facts import Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
 from sidecar.core.idle.knowledge import BEYOND, CONFIRM_WITHIN, Knowledge, Trial, visible_resolution
 from sidecar.core.idle.ladder import SAME, Prior, best_test, rungs, settled, spares_sentinel
 from sidecar.core.idle.lifetime import AgeLimit, Life
@@ -222,6 +222,8 @@ class IdleMachine:
                 commands = self._aged(fact, now)
             case Disturbed():
                 commands = [] if self.expects(fact) else self._disturbed(fact.cause, now)
+            case ClockSet():
+                self._epoch, commands = fact.offset_seconds, []
             case Budget():
                 commands = self._budgeted(min(fact.connections, self._wanted))
         return commands + self._plan(now)

@@ -9,45 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import time
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
 import asyncpg
 
-from sidecar.core.evidence import Ending, Keepalive, Noticed
+from sidecar.clock import boot_time
+from sidecar.core.advice.verdict import Activity
+from sidecar.core.budget import Declared
+from sidecar.core.evidence import Ending, Noticed
 from sidecar.core.identity import Identity
-
-# Everything that can be known of a server without privileges. The second form is for servers that lack, or refuse,
-# the control functions (poolers' consoles, PostgreSQL-compatible databases).
-_IDENTITY = (
-    "SELECT pg_backend_pid(), extract(epoch from pg_postmaster_start_time()), host(inet_server_addr()),"
-    " inet_server_port(), pg_is_in_recovery(), current_setting('default_transaction_read_only')"
-)
-_IDENTITY_QUERIES = (
-    _IDENTITY + ", s.system_identifier, c.timeline_id FROM pg_control_system() s, pg_control_checkpoint() c",
-    _IDENTITY + ", NULL, NULL",
-)
-_BEAT = "SELECT 1"
-
-# The event loop's clock stands still while the machine sleeps; that of a firewall does not. Where there is no such
-# name (macOS), CLOCK_MONOTONIC goes on.
-_SLEEPLESS_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
-def sleepless_time() -> float:
-    """Monotonic seconds that go on while the machine is suspended: what rests are measured with."""
-    return time.clock_gettime(_SLEEPLESS_CLOCK)
-
-
-class ConnectionEnded(Exception):  # noqa: N818 - a fact, not an error
-    """The connection is gone; `ending` holds everything seen of it."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending.message or ending.signal or ending.noticed)
-        self.ending = ending
+from sidecar.probes.driver import WriteAnswer
+from sidecar.probes.errors import ConnectionEnded
+from sidecar.probes.postgresql import queries
+from sidecar.probes.postgresql.sockets import acknowledge, transport_of
 
 
 class Tap(asyncio.Protocol):
@@ -61,10 +37,9 @@ class Tap(asyncio.Protocol):
         self._driver = driver
         self._rest = bytearray()
         self.answered = True  # ReadyForQuery has come since this was last set to False
-        self.row: tuple[str | None, ...] | None = None  # the last DataRow, text format
+        self.row: queries.Row | None = None  # the last DataRow, text format
         self.error: dict[str, str] | None = None  # fields of the last ErrorResponse or warning, by field type
         self.parameters: dict[str, str] = {}  # ParameterStatus as far as seen since the tap was put in
-        self.on_parameter: Callable[[str, str], None] | None = None
         self.on_lost: Callable[[Exception | None], None] | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -96,8 +71,6 @@ class Tap(asyncio.Protocol):
         elif kind == b"S":
             name, value, *_ = body.decode("utf-8", "replace").split("\0")
             self.parameters[name] = value
-            if self.on_parameter is not None:
-                self.on_parameter(name, value)
 
     @property
     def announced_end(self) -> bool:
@@ -120,7 +93,7 @@ class Tap(asyncio.Protocol):
         self._driver.resume_writing()
 
 
-def _text_row(body: bytes) -> tuple[str | None, ...]:
+def _text_row(body: bytes) -> queries.Row:
     columns, position = [], 2
     for _ in range(int.from_bytes(body[0:2])):
         length = int.from_bytes(body[position : position + 4], signed=True)
@@ -130,14 +103,8 @@ def _text_row(body: bytes) -> tuple[str | None, ...]:
     return tuple(columns)
 
 
-class ProbeConnection:
-    """An open connection that rests, is used, and ends.
-
-    `opened_at`, `asked_at`, `used_at` and `ended_at` are seconds of `sleepless_time`. The last query
-    was sent at `asked_at` and its answer read at `used_at`; where this process was late to read it, the rest began
-    before: a rest lasted at least from `used_at`, at most from `asked_at`. `ended` is done as soon as the end is
-    noticed, with the `Ending` as its result; ends we bring about ourselves leave it pending.
-    """
+class PostgresConnection:
+    """A `sidecar.probes.driver.WatchedConnection` over asyncpg's."""
 
     def __init__(self, driver: asyncpg.Connection[Any]) -> None:
         self._driver = driver
@@ -147,7 +114,7 @@ class ProbeConnection:
         self._tap.on_lost = self._lost
         self._transport.set_protocol(self._tap)
         self._identity_level = 0
-        self.opened_at = self.asked_at = self.used_at = sleepless_time()
+        self.opened_at = self.asked_at = self.used_at = boot_time()
         self.ended_at = inf
         self.ended: asyncio.Future[Ending] = self._loop.create_future()
         if self._transport.is_closing():  # it died between the driver's last read and the tap
@@ -158,42 +125,50 @@ class ProbeConnection:
         """ParameterStatus values seen since the connection opened (later ones replace earlier ones)."""
         return {**reported(self._driver), **self._tap.parameters}
 
-    def on_parameter(self, callback: Callable[[str, str], None]) -> None:
-        """Call back at every later ParameterStatus, with its name and value."""
-        self._tap.on_parameter = callback
+    @property
+    def reports_role(self) -> bool:
+        return "in_hot_standby" in self.parameters
 
-    async def use(self, deadline_seconds: float) -> Identity:
-        """Use the connection with one simple query and return who answered.
-
-        A server that refuses the query has answered all the same: the Identity is then empty where it is not known.
-        Raises ConnectionEnded when the connection is gone or does not answer within `deadline_seconds`.
-        """
-        while True:
-            row = await self._simple(_IDENTITY_QUERIES[self._identity_level], deadline_seconds)
-            if row is not None or self._identity_level + 1 == len(_IDENTITY_QUERIES):
-                return _identity(row)
-            self._identity_level += 1
-
-    async def beat(self, deadline_seconds: float) -> None:
-        """The cheapest proof of life. Raises ConnectionEnded as `use` does."""
-        await self._simple(_BEAT, deadline_seconds)
-
-    async def query(self, sql: str, deadline_seconds: float) -> tuple[str | None, ...] | None:
-        """The last row of a simple query, as text; None when the server refused it (see `refusal`)."""
-        return await self._simple(sql, deadline_seconds)
+    @property
+    def read_only(self) -> bool:
+        return takes_no_writes(self.parameters)
 
     @property
     def refusal(self) -> tuple[str, str] | None:
-        """(SQLSTATE, message) of the last query the server refused."""
         return None if self._tap.error is None else (self._tap.error.get("C", ""), self._tap.error.get("M", ""))
 
-    async def _simple(self, sql: str, deadline_seconds: float) -> tuple[str | None, ...] | None:
+    async def use(self, deadline_seconds: float) -> Identity:
+        while True:
+            row = await self._simple(queries.IDENTITY[self._identity_level], deadline_seconds)
+            if row is not None or self._identity_level + 1 == len(queries.IDENTITY):
+                return queries.identity(row)
+            self._identity_level += 1
+
+    async def beat(self, deadline_seconds: float) -> None:
+        await self._simple(queries.BEAT, deadline_seconds)
+
+    async def check_write(self, deadline_seconds: float) -> WriteAnswer:
+        row = None
+        for check in queries.WRITE_CHECKS:
+            row = await self._simple(check, deadline_seconds)
+            if row is not None or (self.refusal or ("",))[0] == queries.READ_ONLY_TRANSACTION:
+                break
+        return queries.write_answer(row)
+
+    async def declared(self, deadline_seconds: float) -> Declared | None:
+        return queries.declared(await self._simple(queries.DECLARED, deadline_seconds))
+
+    async def activity(self, deadline_seconds: float) -> Activity | None:
+        return queries.activity(await self._simple(queries.ACTIVITY, deadline_seconds))
+
+    async def _simple(self, sql: str, deadline_seconds: float) -> queries.Row | None:
+        """The last row of a simple query, as text; None when the server refused it (see `refusal`)."""
         await self._settle()
         if self.ended.done():
             raise ConnectionEnded(self.ended.result())
         self._tap.row = self._tap.error = None
         self._tap.answered = False
-        self.asked_at = sleepless_time()
+        self.asked_at = boot_time()
         try:
             async with asyncio.timeout(deadline_seconds):
                 await self._driver.execute(sql)
@@ -210,7 +185,7 @@ class ProbeConnection:
                 self._end(Ending(noticed=Noticed.USING))
         finally:
             acknowledge(self._driver)
-            self.used_at = sleepless_time()
+            self.used_at = boot_time()
         if self.ended.done() and not self._tap.answered:
             self.terminate()
             raise ConnectionEnded(self.ended.result())
@@ -226,7 +201,6 @@ class ProbeConnection:
             self._end(self._ending(None))
 
     def terminate(self) -> None:
-        """Drop the connection at once, without waiting for the peer."""
         self._tap.on_lost = None
         self._driver.terminate()
 
@@ -249,7 +223,7 @@ class ProbeConnection:
         )
 
     def _end(self, ending: Ending) -> None:
-        self.ended_at = sleepless_time()
+        self.ended_at = boot_time()
         self.ended.set_result(ending)
 
 
@@ -260,6 +234,7 @@ _REPORTED = (
     "is_superuser",
     "session_authorization",
 )
+"""What PostgreSQL reports in ParameterStatus, as far as it may be of use."""
 
 
 def reported(driver: asyncpg.Connection[Any]) -> dict[str, str]:
@@ -271,56 +246,3 @@ def reported(driver: asyncpg.Connection[Any]) -> dict[str, str]:
 def takes_no_writes(parameters: Mapping[str, str]) -> bool:
     """Whether the server reports, by its role or its settings, that nothing can be written. PostgreSQL 14 and later."""
     return "on" in (parameters.get("in_hot_standby"), parameters.get("default_transaction_read_only"))
-
-
-def transport_of(driver: asyncpg.Connection[Any]) -> Any:
-    """The transport under a driver connection. asyncpg has no public way to it (asyncpg #606); only this line knows."""
-    return driver._transport
-
-
-def set_socket_options(
-    driver: asyncpg.Connection[Any], *, keepalive: Keepalive | None, user_timeout_ms: int | None
-) -> None:
-    """Set, or clear, TCP keepalive and the user timeout on a driver connection. Unix sockets have neither."""
-    sock = _tcp_socket(driver)
-    if sock is None:
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(keepalive is not None))
-    if keepalive is not None:
-        # macOS calls the idle time TCP_KEEPALIVE.
-        idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE")  # noqa: B009
-        sock.setsockopt(socket.IPPROTO_TCP, idle, keepalive.idle)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, keepalive.interval)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, keepalive.count)
-    if user_timeout_ms is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, user_timeout_ms)
-
-
-def acknowledge(driver: asyncpg.Connection[Any]) -> None:
-    """Acknowledge at once what was received, so that the rest begins now.
-
-    Linux would wait up to 40 ms for data to send it with, and for a firewall the rest begins with the last packet.
-    """
-    sock = _tcp_socket(driver)
-    if sock is not None and hasattr(socket, "TCP_QUICKACK"):
-        with contextlib.suppress(OSError):  # closed a moment ago: the end will be noticed elsewhere
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-def _tcp_socket(driver: asyncpg.Connection[Any]) -> Any:
-    sock = transport_of(driver).get_extra_info("socket")
-    return sock if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6) else None
-
-
-def _identity(row: tuple[str | None, ...] | None) -> Identity:
-    if row is None:
-        return Identity()
-    pid, started_at, address, port, in_recovery, _read_only, system_identifier, timeline = row
-    return Identity(
-        address=None if address is None else f"{address}:{port}",
-        started_at=None if started_at is None else float(started_at),
-        system_identifier=system_identifier,
-        timeline=None if timeline is None else int(timeline),
-        in_recovery=None if in_recovery is None else in_recovery == "t",
-        backend_pid=None if pid is None else int(pid),
-    )

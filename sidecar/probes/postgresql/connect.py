@@ -1,15 +1,9 @@
-"""How to reach one target: address, credentials and TLS from the settings, read afresh at every connect.
-
-Errors of the driver are translated here, and only here: a connection that could not be opened is a `CannotConnect`
-that names what happened in words fit for an operator, without secrets.
-"""
+"""The way to one PostgreSQL target: address, credentials and TLS from the settings, read afresh at every connect."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +12,15 @@ from typing import Any
 import asyncpg
 
 from sidecar.core.evidence import Keepalive
-from sidecar.probes.postgresql.wire import ProbeConnection, set_socket_options
+from sidecar.probes.driver import APPLICATION, Failure, PlainConnection
+from sidecar.probes.errors import PASSWORD_FILE, Attempt, CannotConnect, translated
+from sidecar.probes.postgresql.errors import CANNOT_CONNECT, ERRORS, failure_of
+from sidecar.probes.postgresql.sockets import set_socket_options
+from sidecar.probes.postgresql.wire import PostgresConnection, reported, takes_no_writes
 from sidecar.settings import TargetSettings
 
-APPLICATION = "connection-health-sidecar"
+STATEMENTS_CACHED = 100
+"""Prepared statements kept on a connection, asyncpg's own default."""
 
 
 def forgive_abandoned_connects(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -35,19 +34,6 @@ def forgive_abandoned_connects(loop: asyncio.AbstractEventLoop, context: dict[st
         lost and isinstance(context.get("future"), asyncio.Future) and not isinstance(context["future"], asyncio.Task)
     ):
         loop.default_exception_handler(context)
-
-
-# The driver trusts whoever answers: what no PostgreSQL would say makes it stumble.
-_NOT_POSTGRESQL = (asyncpg.InternalClientError, AttributeError, LookupError)
-
-
-class CannotConnect(Exception):  # noqa: N818 - reads better than CannotConnectError
-    """No connection could be opened. `sqlstate` is None when no server answered."""
-
-    def __init__(self, reason: str, sqlstate: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.sqlstate = sqlstate
 
 
 class _NamedContext(ssl.SSLContext):
@@ -66,51 +52,20 @@ def _naming(key: str, file: Path, takes: str) -> Iterator[None]:
     try:
         yield
     except ssl.SSLError as error:
-        raise CannotConnect(f"{key}: {file} cannot be used ({error.reason or error}): takes {takes}") from error
+        reason = f"{key}: {file} cannot be used ({error.reason or error}): takes {takes}"
+        raise CannotConnect(reason, name=type(error).__name__) from error
 
 
-class Endpoint:
-    """The way to one target database."""
+class PostgresDriver:
+    """A `sidecar.probes.driver.Driver` for PostgreSQL and what speaks its protocol, poolers included."""
+
+    sqlalchemy_url = "postgresql+asyncpg://"
+    errors = ERRORS
 
     def __init__(self, settings: TargetSettings) -> None:
         self._settings = settings
         self._context: ssl.SSLContext | None = None
         self._context_changed: list[int] = []
-
-    async def connect(
-        self,
-        role: str,
-        *,
-        deadline_seconds: float,
-        host: str | None = None,
-        keepalive: Keepalive | None = None,
-        user_timeout_ms: int | None = None,
-        statement_cache_size: int = 100,
-    ) -> asyncpg.Connection[Any]:
-        """Open a driver connection under the application name `connection-health-sidecar/<role>`.
-
-        Keepalive is off unless given: on a probe it would fake immortality. `host` replaces the configured one, for
-        trying each address a name resolves to; TLS still verifies the configured name.
-        Raises CannotConnect, after at most `deadline_seconds`.
-        """
-        target = self._settings
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                driver = await asyncpg.connect(
-                    host=host or target.host,
-                    port=target.port,
-                    user=target.user,
-                    database=target.database,
-                    password=self._password(),
-                    ssl=self._tls(),
-                    timeout=deadline_seconds,
-                    statement_cache_size=statement_cache_size,
-                    server_settings={"application_name": f"{APPLICATION}/{role}"},
-                )
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, *_NOT_POSTGRESQL) as error:
-            raise self._cannot_connect(error, deadline_seconds) from error
-        set_socket_options(driver, keepalive=keepalive, user_timeout_ms=user_timeout_ms)
-        return driver
 
     async def open(
         self,
@@ -120,13 +75,52 @@ class Endpoint:
         host: str | None = None,
         keepalive: Keepalive | None = None,
         user_timeout_ms: int | None = None,
-    ) -> ProbeConnection:
-        """Open a watched connection (see `ProbeConnection`). Raises CannotConnect."""
-        driver = await self.connect(
+    ) -> PostgresConnection:
+        plain = await self.connect(
             role, deadline_seconds=deadline_seconds, host=host, keepalive=keepalive, user_timeout_ms=user_timeout_ms,
-            statement_cache_size=0,
+            statement_cache=False,
         )  # fmt: skip
-        return ProbeConnection(driver)
+        return PostgresConnection(plain)
+
+    async def connect(
+        self,
+        role: str,
+        *,
+        deadline_seconds: float,
+        host: str | None = None,
+        keepalive: Keepalive | None = None,
+        user_timeout_ms: int | None = None,
+        statement_cache: bool = True,
+    ) -> asyncpg.Connection[Any]:
+        target = self._settings
+        attempt = Attempt(where=target.display, host=target.host, deadline_seconds=deadline_seconds)
+        with translated(CANNOT_CONNECT, attempt):
+            async with asyncio.timeout(deadline_seconds):
+                connection = await asyncpg.connect(
+                    host=host or target.host,
+                    port=target.port,
+                    user=target.user,
+                    database=target.database,
+                    password=self._password(),
+                    ssl=self._tls(),
+                    timeout=deadline_seconds,
+                    statement_cache_size=STATEMENTS_CACHED if statement_cache else 0,
+                    server_settings={"application_name": f"{APPLICATION}/{role}"},
+                )
+        set_socket_options(connection, keepalive=keepalive, user_timeout_ms=user_timeout_ms)
+        return connection
+
+    def is_closed(self, connection: PlainConnection) -> bool:
+        return bool(connection.is_closed())
+
+    def takes_no_writes(self, connection: PlainConnection) -> bool:
+        return takes_no_writes(reported(connection))
+
+    def terminate(self, connection: PlainConnection) -> None:
+        connection.terminate()
+
+    def failure_of(self, error: BaseException) -> Failure:
+        return failure_of(error)
 
     def _password(self) -> str | None:
         # Read at every connect, so that a rotated credential is taken up without a restart.
@@ -135,7 +129,7 @@ class Endpoint:
                 return Path(self._settings.password_file).read_text("utf-8").rstrip("\r\n")
             except UnicodeDecodeError:  # its text tells the byte, which is a part of the secret
                 fault = f"password_file: {self._settings.password_file} cannot be used: takes text in UTF-8"
-                raise CannotConnect(fault) from None
+                raise CannotConnect(fault, name=PASSWORD_FILE) from None
         return None if self._settings.password is None else self._settings.password.get_secret_value()
 
     def _tls(self) -> ssl.SSLContext | str | bool:
@@ -170,22 +164,3 @@ class Endpoint:
             with _naming("tls.cert_file", tls.cert_file, "a certificate in PEM and its key, not encrypted"):
                 context.load_cert_chain(tls.cert_file, tls.key_file, password="")
         return context
-
-    def _cannot_connect(self, error: Exception, deadline_seconds: float) -> CannotConnect:
-        where = self._settings.display
-        if isinstance(error, asyncpg.PostgresError) and not isinstance(error, asyncpg.PostgresConnectionError):
-            sqlstate = getattr(error, "sqlstate", None)
-            return CannotConnect(f"{where} refused the connection: {error} (SQLSTATE {sqlstate})", sqlstate)
-        if isinstance(error, TimeoutError):
-            return CannotConnect(f"{where} did not answer within {deadline_seconds:g} s")
-        if isinstance(error, FileNotFoundError | PermissionError) and error.filename:
-            return CannotConnect(f"cannot read {error.filename}: {error.strerror}")
-        if isinstance(error, _NOT_POSTGRESQL):
-            return CannotConnect(f"{where} does not answer as PostgreSQL does")
-        if isinstance(error, socket.gaierror):
-            return CannotConnect(f"cannot resolve {self._settings.host}: {error.strerror}")
-        if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno is not None:
-            return CannotConnect(
-                f"cannot connect to {where}: {os.strerror(error.errno)}"
-            )  # asyncio's text is for itself
-        return CannotConnect(f"cannot connect to {where}: {error}")
