@@ -424,3 +424,22 @@ def grants(
         for key in ceilings[claim.target]:
             left[key][is_heartbeat] -= more
     return granted
+
+
+SHARE_OF_FREE = 0.05
+YIELD_ABOVE = 0.80
+LEAST = 2
+
+
+def connections_to_spare(declared: Declared, wanted: int, own: int) -> int:
+    """How many probe connections may be open: at most `wanted`, 0 when the server is nearly full.
+
+    `own` is how many of the used ones are ours. Without figures from the server the wish stands: it is small.
+    """
+    if declared.max_connections is None or declared.used_connections is None:
+        return wanted
+    others = max(0, declared.used_connections - own)
+    if others > YIELD_ABOVE * declared.max_connections:
+        return 0
+    free = declared.max_connections - (declared.reserved_connections or 0) - others
+    return min(wanted, max(LEAST, int(SHARE_OF_FREE * free)))
