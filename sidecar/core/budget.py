@@ -1,16 +1,77 @@
-"""How many connections the measurement may take from a server, and when it must give them all back.
+"""How many connections may be held on a server: a table of its sessions and limits in, grants out.
 
-A measurement that starves the application would be worse than none. It takes at most a twentieth of what is free,
-never fewer than two (with one, nothing can be compared), and nothing at all once the server runs near its limit.
+Theory of operation
+===================
+
+A sidecar that takes the application's last connections is worse than none. So nothing is held beyond what a few rules
+allow, whatever was wished for. They are told of one *ceiling*, a limit on the number of sessions; several lie above
+every connection (the server's, its role's, its database's, what a refusal has shown), and the tightest decides:
+
+1. *Free slots.* The last `SLOTS_LEFT_FREE` are nobody's but the application's.
+2. *Thresholds.* Let *base* be what measuring has to respect: the sessions of others, and the standing heartbeats of
+   sidecars. Where base and a full share together exceed `FULL_BELOW` of what is usable, sidecars hold `REDUCED`
+   connections beside their heartbeats; where base and those exceed `REDUCED_BELOW`, none, and one heartbeat.
+3. *Budgets.* All heartbeats together take a tenth, all else together a twelfth or so and never many.
+4. *At least.* Both come to some small number even where a share of a small server would be none.
+
+Where they collide the earlier wins. What has to be given back is given back at once. What may be taken again is taken
+only when it would have been allowed throughout the last `CALM_SECONDS`, by thresholds that are lower by `MARGIN`: the
+application breathes, and nobody shall open and close in time with it.
+
+What remains for this process is what others that follow the same rule, and sessions left over on the server after they
+died unseen, do not hold already. It is given out in the order of the claims made (see `claims`): heartbeats, then for
+each target what measuring it takes, then the rest. A claim that is of no use in part (one resting connection compares
+nothing) is granted whole or not at all.
+
+Time is an argument, and nothing here opens or closes anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import floor, inf
 
-SHARE_OF_FREE = 0.05
-YIELD_ABOVE = 0.80  # of max_connections
-LEAST = 2
+SLOTS_LEFT_FREE = 2
+"""Sessions: never taken by a sidecar."""
+
+FULL_BELOW = 0.80
+"""Share of usable that base and a full share may take up together."""
+
+REDUCED_BELOW = 0.90
+"""The same for base and `REDUCED` connections."""
+
+REDUCED = 2
+"""Connections beside heartbeats above the first threshold: with fewer nothing can be compared."""
+
+HEARTBEAT_SHARE = 0.10
+"""Of usable: all heartbeats together, at least one."""
+
+ELSE_SHARE = 0.08
+"""Of usable: all other connections of sidecars together."""
+
+ELSE_AT_LEAST, ELSE_AT_LEAST_FROM_50, ELSE_AT_MOST = 2, 4, 24
+"""Connections: the bounds of that share, the second from a usable of `ROOMY` on."""
+
+ROOMY = 50
+"""Sessions."""
+
+MARGIN = 0.05
+"""Share of usable by which a threshold must be undercut before more is taken again."""
+
+CALM_SECONDS = 60.0
+"""For so long more must have been allowed before it is taken."""
+
+REFUSAL_REMEMBERED_SECONDS = 600.0
+"""What a refusal showed of a ceiling nobody declares holds for so long, unless more sessions are seen before."""
+
+TURN_SECONDS = 300.0
+"""How long a target has the connections that go round."""
+
+GOES_ROUND = 6
+"""One of so many connections goes round by turns, for the others to check their own paths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +86,349 @@ class Declared:
     reserved_connections: int | None = None
     used_connections: int | None = None
     in_recovery: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session of a sidecar, as the server's table shows it: of our own role, under a sidecar's name."""
+
+    pid: int
+    name: str
+    in_database: bool  # in the database of who looks
+
+    @property
+    def is_heartbeat(self) -> bool:
+        return self.name.partition(" ")[0].endswith("/heartbeat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionTable:
+    """What one look at a server shows. A limit is None where there is none that binds this role."""
+
+    usable: int  # max_connections, less what is reserved from this role
+    used: int
+    role: str
+    role_limit: int | None
+    role_used: int
+    database: str
+    database_limit: int | None
+    database_used: int
+    sidecars: tuple[Session, ...] = ()
+
+
+class CeilingKind(StrEnum):
+    """What limits the number of sessions."""
+
+    SERVER = "server"  # max_connections, less what is reserved from this role
+    ROLE = "role"  # CONNECTION LIMIT of the role
+    DATABASE = "database"  # CONNECTION LIMIT of the database
+    REFUSAL = "refusal"  # none of those, but a login was refused for want of a slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """One limit on the number of sessions, and what is counted against it at one moment.
+
+    Of the sessions `used`, `heartbeats` are heartbeats of sidecars (ours among them) and `measuring` their other
+    connections, those included that died unseen and that the server still holds. `ours` are this process's own living
+    ones among the latter, `our_heartbeats` among the former.
+    """
+
+    kind: CeilingKind
+    name: str  # of the role or the database; tells two ceilings of a kind apart
+    usable: int
+    used: int
+    heartbeats: int = 0
+    measuring: int = 0
+    our_heartbeats: int = 0
+    ours: int = 0
+
+    @property
+    def key(self) -> tuple[CeilingKind, str]:
+        return (self.kind, self.name)
+
+    @property
+    def others(self) -> int:
+        """Sessions that are no sidecar's."""
+        return max(0, self.used - self.heartbeats - self.measuring)
+
+    @property
+    def base(self) -> int:
+        """Sessions that a sidecar's measuring has to respect: others, and the heartbeats."""
+        return max(0, self.used - self.measuring)
+
+    @property
+    def free(self) -> int:
+        return max(0, self.usable - self.used)
+
+
+def ceilings(table: SessionTable, ours: Collection[int]) -> tuple[Ceiling, ...]:
+    """The limits above a connection of who looked. `ours` are the pids of this process's living connections."""
+
+    def ceiling(kind: CeilingKind, name: str, usable: int, used: int, sessions: Sequence[Session]) -> Ceiling:
+        beating = [session.pid for session in sessions if session.is_heartbeat]
+        measuring = [session.pid for session in sessions if not session.is_heartbeat]
+        return Ceiling(
+            kind=kind,
+            name=name,
+            usable=usable,
+            used=used,
+            heartbeats=len(beating),
+            measuring=len(measuring),
+            our_heartbeats=len(set(beating) & set(ours)),
+            ours=len(set(measuring) & set(ours)),
+        )
+
+    found = [ceiling(CeilingKind.SERVER, "", table.usable, table.used, table.sidecars)]
+    if table.role_limit is not None:
+        found.append(ceiling(CeilingKind.ROLE, table.role, table.role_limit, table.role_used, table.sidecars))
+    if table.database_limit is not None:
+        here = [session for session in table.sidecars if session.in_database]
+        found.append(ceiling(CeilingKind.DATABASE, table.database, table.database_limit, table.database_used, here))
+    return tuple(found)
+
+
+def heartbeat_budget(usable: int) -> int:
+    """Heartbeats, all sidecars together, where nothing else is in the way."""
+    return max(1, floor(HEARTBEAT_SHARE * usable))
+
+
+def full_share(usable: int) -> int:
+    """All other connections, all sidecars together, where nothing else is in the way."""
+    at_least = ELSE_AT_LEAST if usable < ROOMY else ELSE_AT_LEAST_FROM_50
+    return min(ELSE_AT_MOST, max(at_least, floor(ELSE_SHARE * usable)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What all sidecars together may hold under one ceiling."""
+
+    heartbeats: int
+    measuring: int
+
+    def __le__(self, other: Allowance) -> bool:
+        return self.heartbeats <= other.heartbeats and self.measuring <= other.measuring
+
+
+def allowance(ceiling: Ceiling, *, margin: float = 0.0) -> Allowance:
+    """What the rules allow at this moment, with thresholds lowered by `margin` (a share of usable)."""
+    usable, full = ceiling.usable, full_share(ceiling.usable)
+    crowded = False
+    if ceiling.base + full <= (FULL_BELOW - margin) * usable:
+        measuring = full
+    elif ceiling.base + REDUCED <= (REDUCED_BELOW - margin) * usable:
+        measuring = min(full, REDUCED)
+    else:
+        measuring, crowded = 0, ceiling.base > (REDUCED_BELOW - margin) * usable
+    heartbeats = 1 if crowded else heartbeat_budget(usable)
+    room = usable - SLOTS_LEFT_FREE
+    heartbeats = max(0, min(heartbeats, room - ceiling.others))
+    standing = max(ceiling.heartbeats, 1) if heartbeats else 0  # room is kept for one that is about to log in
+    return Allowance(
+        heartbeats=heartbeats, measuring=max(0, min(measuring, room - ceiling.others - min(standing, heartbeats)))
+    )
+
+
+@dataclass(slots=True)
+class _Calm:
+    """One number that falls at once and rises only after it could have been higher for a while."""
+
+    value: int | None = None
+    _seen: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def settle(self, at_once: int, at_leisure: int, now: float) -> int:
+        self._seen.append((now, at_leisure))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - CALM_SECONDS:
+            self._seen.popleft()
+        calm_since = self._seen[0][0]
+        if self.value is None or at_once < self.value:
+            self.value = at_once
+        elif now - calm_since >= CALM_SECONDS:
+            self.value = max(self.value, min(at_once, *(seen for _, seen in self._seen)))
+        return self.value
+
+    def drop(self, now: float) -> None:
+        """To nothing, at once: somebody was refused."""
+        self.value = 0
+        self._seen.clear()
+        self._seen.append((now, 0))
+
+
+class CeilingWatch:
+    """What is allowed under one ceiling in the course of time."""
+
+    def __init__(self) -> None:
+        self._heartbeats, self._measuring = _Calm(), _Calm()
+        self.latest: Ceiling | None = None
+
+    def observe(self, ceiling: Ceiling, now: float) -> Allowance:
+        """Take the ceiling as it was seen just now; what is allowed from now on."""
+        self.latest = ceiling
+        strict, lenient = allowance(ceiling, margin=MARGIN), allowance(ceiling)
+        return Allowance(
+            heartbeats=self._heartbeats.settle(lenient.heartbeats, strict.heartbeats, now),
+            measuring=self._measuring.settle(lenient.measuring, strict.measuring, now),
+        )
+
+    def refused(self, now: float) -> None:
+        """A login was refused under it: everything but heartbeats is given back, and stays so for a while."""
+        self._measuring.drop(now)
+
+
+class RefusedCeiling:
+    """The ceiling that nobody declares: as many sessions as there were when a login was refused for want of a slot.
+
+    A pooler, a proxy or the provider's own reserve may lie below what the server says of itself.
+    """
+
+    def __init__(self) -> None:
+        self._usable, self._until = inf, -inf
+
+    def shown(self, used: int, now: float) -> None:
+        """A login was refused while `used` sessions were open."""
+        self._usable = min(used, self._usable if now < self._until else inf)
+        self._until = now + REFUSAL_REMEMBERED_SECONDS
+
+    def over(self, server: Ceiling, now: float) -> Ceiling | None:
+        """The ceiling beside the server's own, None while none is known; more sessions than it allows refute it."""
+        if now >= self._until:
+            return None
+        self._usable = max(self._usable, server.used)
+        if self._usable >= server.usable:
+            return None
+        return Ceiling(
+            kind=CeilingKind.REFUSAL,
+            name="",
+            usable=int(self._usable),
+            used=server.used,
+            heartbeats=server.heartbeats,
+            measuring=server.measuring,
+            our_heartbeats=server.our_heartbeats,
+            ours=server.ours,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What this process may hold under one ceiling: what is allowed to all, less what others and the dead hold."""
+
+    heartbeats: int
+    measuring: int
+
+    @classmethod
+    def of(cls, allowed: Allowance, ceiling: Ceiling) -> Room:
+        return cls(
+            heartbeats=max(0, allowed.heartbeats - (ceiling.heartbeats - ceiling.our_heartbeats)),
+            measuring=max(0, allowed.measuring - (ceiling.measuring - ceiling.ours)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What one target would hold if nothing were in the way, and the ceilings above it.
+
+    `searching` while its idle limit is not verified: then `probes` come before everything but the pool's first.
+    """
+
+    target: str
+    ceilings: tuple[tuple[CeilingKind, str], ...]
+    heartbeat: bool = True
+    searching: bool = True
+    probes: int = 0
+    pool: int = 0
+    trials: int = 0
+
+
+class Holding(StrEnum):
+    """What connections are held for. Looks of a moment are not held."""
+
+    HEARTBEAT = "heartbeat"
+    PROBE = "probe"
+    POOL = "pool"
+    TRIAL = "trial"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """`target` wants to have `up_to` connections for `holding`; all of those missing or none, where it is `whole`."""
+
+    target: str
+    holding: Holding
+    up_to: int
+    whole: bool = False
+
+
+PROBES_AT_LEAST = 2
+"""Resting connections: with one, nothing can be compared."""
+
+
+def claims(wishes: Sequence[Wish], *, turn: int, going_round: int) -> list[Claim]:
+    """All that is wished for, the most important first. `wishes` come in the order of their rank.
+
+    The lowest rank has what it needs first, and so on; once its limit is verified, that is two connections.
+    `going_round` connections are for the target whose `turn` it is, whatever its rank.
+    """
+    if not wishes:
+        return []
+    first = turn % len(wishes)
+    in_turn = (*wishes[first:], *wishes[:first])
+    made = [Claim(target=wish.target, holding=Holding.HEARTBEAT, up_to=1) for wish in wishes if wish.heartbeat]
+    if len(wishes) > 1:
+        made += _check(in_turn[0], going_round)
+    for wish in wishes:
+        made += _essential(wish)
+    for wish in in_turn:
+        made += _rest(wish)
+    return [claim for claim in made if claim.up_to > 0]
+
+
+def _check(wish: Wish, connections: int) -> Iterable[Claim]:
+    pair = min(wish.probes, PROBES_AT_LEAST) if connections >= PROBES_AT_LEAST else 0
+    yield Claim(target=wish.target, holding=Holding.PROBE, up_to=pair, whole=True)
+    yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1, connections - pair))
+
+
+def _essential(wish: Wish) -> Iterable[Claim]:
+    pair = min(wish.probes, PROBES_AT_LEAST)
+    yield Claim(target=wish.target, holding=Holding.PROBE, up_to=pair, whole=True)
+    if wish.searching:
+        yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1))
+        yield Claim(target=wish.target, holding=Holding.PROBE, up_to=wish.probes)
+
+
+def _rest(wish: Wish) -> Iterable[Claim]:
+    yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1))
+    yield Claim(target=wish.target, holding=Holding.TRIAL, up_to=min(wish.trials, 1))
+    yield Claim(target=wish.target, holding=Holding.PROBE, up_to=wish.probes)
+    yield Claim(target=wish.target, holding=Holding.POOL, up_to=wish.pool)
+    yield Claim(target=wish.target, holding=Holding.TRIAL, up_to=wish.trials)
+
+
+def grants(
+    made: Iterable[Claim],
+    ceilings: Mapping[str, Sequence[Hashable]],
+    rooms: Mapping[Hashable, Room],
+) -> dict[tuple[str, Holding], int]:
+    """Who may hold how many: each claim in its turn, as far as every ceiling above its target (`ceilings`) has room."""
+    left = {key: {True: room.heartbeats, False: room.measuring} for key, room in rooms.items()}
+    granted: dict[tuple[str, Holding], int] = {}
+    for claim in made:
+        holder = (claim.target, claim.holding)
+        is_heartbeat = claim.holding is Holding.HEARTBEAT
+        missing = claim.up_to - granted.get(holder, 0)
+        room = min((left[key][is_heartbeat] for key in ceilings[claim.target]), default=missing)
+        more = min(missing, room)
+        if more <= 0 or (claim.whole and more < missing):
+            continue
+        granted[holder] = granted.get(holder, 0) + more
+        for key in ceilings[claim.target]:
+            left[key][is_heartbeat] -= more
+    return granted
+
+
+SHARE_OF_FREE = 0.05
+YIELD_ABOVE = 0.80
+LEAST = 2
 
 
 def connections_to_spare(declared: Declared, wanted: int, own: int) -> int:
