@@ -101,7 +101,8 @@ class Ending:
     """Everything seen when a connection ended.
 
     `noticed` tells what found it: `reading` (at once, while it rested), `using` (an answer to use: RST, FIN or an
-    error) or `deadline` (use got no answer at all).
+    error) or `deadline` (use got no answer at all). `own_limit`: it was the idle_session_timeout that we had set for
+    this session ourselves, so that nothing of ours stays behind: it testifies to nothing.
     """
 
     noticed: Noticed
@@ -109,6 +110,7 @@ class Ending:
     severity: str | None = None  # "FATAL", "WARNING", … of the message that came before the end
     sqlstate: str | None = None
     message: str | None = None
+    own_limit: bool = False
 
     @property
     def death(self) -> Death:
