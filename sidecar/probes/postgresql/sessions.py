@@ -34,8 +34,8 @@ SELECT current_setting('max_connections')::int - CASE WHEN me.rolsuper THEN 0 EL
  (SELECT count(*) FROM sessions WHERE mine AND NOT helper),
  d.datname, CASE WHEN me.rolsuper THEN -1 ELSE d.datconnlimit END,
  (SELECT count(*) FROM sessions s WHERE s.datid = d.oid AND NOT helper),
- (SELECT string_agg(pid || ' ' || (s.datid = d.oid) || ' ' || name, E'\\n' ORDER BY pid) FROM sessions s
-  WHERE mine AND NOT helper AND name LIKE '{prefix}/%')
+ (SELECT string_agg(pid || ' ' || mine || ' ' || (s.datid = d.oid) || ' ' || name, E'\\n' ORDER BY pid)
+  FROM sessions s WHERE NOT helper AND name LIKE '{prefix}/%')
 FROM me, pg_database d WHERE d.datname = current_database()
 """
 
@@ -73,5 +73,5 @@ def _limit(text: str | None) -> int | None:
 
 
 def _session(line: str) -> Session:
-    pid, here, name = line.split(" ", 2)
-    return Session(pid=int(pid), name=name, in_database=here == "true")
+    pid, mine, here, name = line.split(" ", 3)
+    return Session(pid=int(pid), name=name, in_database=here == "true", own_role=mine == "true")
