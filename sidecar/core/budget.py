@@ -74,6 +74,28 @@ GOES_ROUND = 6
 """One of so many connections goes round by turns, for the others to check their own paths."""
 
 
+APPLICATION = "connhealth"
+"""What every session of a sidecar is called on the server, followed by a slash and its role. Short, because a name has
+63 bytes there, and a heartbeat shall be able to say more in them."""
+
+
+class ConnectionRole(StrEnum):
+    """What a sidecar opens a connection for."""
+
+    POOL = "pool"
+    PROBE = "probe"
+    HEARTBEAT = "heartbeat"
+    TRIAL = "trial"
+    OBSERVER = "observer"
+    LOOK = "look"
+    STORE = "store"
+
+    @property
+    def session_name(self) -> str:
+        """`application_name` of such a session."""
+        return f"{APPLICATION}/{self}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declared:
     """What the server says of itself, read without privileges. Seconds; 0 = switched off; None = not known."""
@@ -98,7 +120,21 @@ class Session:
 
     @property
     def is_heartbeat(self) -> bool:
-        return self.name.partition(" ")[0].endswith("/heartbeat")
+        return self.name.partition(" ")[0] == ConnectionRole.HEARTBEAT.session_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftSession:
+    """A session that this process opened itself, directly, and whose connection died without the server's knowledge.
+
+    All times are the server's own, in seconds since the epoch. What a session did later than `last_used_by` was not
+    done by us, whoever has it now.
+    """
+
+    pid: int
+    server_started_at: float
+    last_used_by: float
+    backend_started_at: float | None = None  # where it was learnt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

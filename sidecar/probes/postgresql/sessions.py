@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from sidecar.core.budget import Session, SessionTable
 
 # `pg_stat_activity` may have been revoked, and the function under it not.
-_FROM = ("pg_stat_activity", "pg_stat_get_activity(NULL)")
+FROM = ("pg_stat_activity", "pg_stat_get_activity(NULL)")
+"""Where sessions are read, the preferred first."""
 
 # A superuser is bound by no limit but max_connections. Who may use the reserve (PostgreSQL 16 and later) is told by
 # membership in a role that older servers do not have.
@@ -41,7 +42,7 @@ FROM me, pg_database d WHERE d.datname = current_database()
 
 def queries(prefix: str) -> tuple[str, ...]:
     """The statements to try, in this order; the first that the server does not refuse tells. `prefix` is our names'."""
-    return tuple(_QUERY.format(activity=each, prefix=prefix) for each in _FROM)
+    return tuple(_QUERY.format(activity=each, prefix=prefix) for each in FROM)
 
 
 def table(row: Sequence[str | None]) -> SessionTable:
