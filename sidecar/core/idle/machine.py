@@ -37,7 +37,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
 
-from sidecar.core.evidence import Aged, Arm, Cause, Death, Disturbed, Keepalive, Observation, Outcome, Status
+from sidecar.core.evidence import Aged, Arm, Cause, Death, Disturbed, Keepalive, Noticed, Observation, Outcome, Status
 from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.deaths import PendingDeath, PendingDeaths
@@ -454,6 +454,8 @@ class IdleMachine:
             busy = fact.idle_seconds < self._known.low
             if not busy or Life.of_end(fact.ending, age_seconds=fact.age_seconds, idle_seconds=fact.idle_seconds).vague:
                 doubt = doubt or Cause.UNKNOWN  # it was left to rest for once, or hardly lived at all
+        if self._behind_pooler and fact.ending.noticed == Noticed.USING and fact.ending.said is not None:
+            doubt = doubt or Cause.UNKNOWN  # the pooler answered, so the connection lived: it had nobody to serve it
         self._pending_deaths.report(
             fact,
             arm=probe.arm,
