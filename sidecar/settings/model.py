@@ -87,9 +87,9 @@ class PoolSettings(Section):
     """The pool the sidecar itself holds, to live through what the application lives through."""
 
     size: Annotated[int, Whole(1, 100)] = 2
-    """Connections held. Two: one can be checked out with pre-ping beside one without, at little cost to the server. A wish:
-    while the idle limit is searched for, a second one comes after the connections that rest, and none is held where
-    the server has none to spare."""
+    """Connections held. Two: one can be checked out with pre-ping beside one without, at little cost to the server. A
+    wish: while the idle limit is searched for, a second one comes after the connections that rest, and none is held
+    where the server has none to spare."""
 
     pre_ping: bool = True
     """Whether checkouts ping. On, as the cautious advice is; the price of a ping is measured either way."""
