@@ -479,6 +479,32 @@ async def test_who_gives_up_waiting_takes_nothing_away(server: PostgresServer) -
         await connection.beat(5)
 
 
+async def test_who_gives_up_his_own_question_leaves_the_connection_to_the_others(
+    server: PostgresServer, admin: asyncpg.Connection[Any]
+) -> None:
+    async with FaultyPath(HOST, server.port) as path, opened(driver_to(path.port)) as connection:
+        slow = asyncio.create_task(connection._ask("SELECT pg_sleep(0.5), NULL", 5))
+        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(connection.sessions(5))
+        slow.cancel()
+        table = await waiting
+        assert table is not None
+        assert connection.refusal is None
+        assert path.accepted == 1, "no other one was opened to cancel the query"
+        assert not connection.ended.done()
+        under_way = asyncio.create_task(connection._ask("SELECT pg_sleep(5), NULL", 5))
+        await asyncio.sleep(0.1)
+        connection.terminate()
+        under_way.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await under_way
+        await asyncio.sleep(0.1)
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "question"]
+        assert not connection.ended.done(), "an end that we bring about is none to be reported"
+        with pytest.raises(ConnectionEnded):
+            await connection.beat(5)
+
+
 async def test_the_applications_sessions_are_counted_wherever_they_come_from(
     make_server: type[PostgresServer],
 ) -> None:

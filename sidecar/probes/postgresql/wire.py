@@ -142,6 +142,7 @@ class PostgresConnection:
         self._last_used_by: float | None = None  # the server's time; see the module
         self.opened_at = self.asked_at = self.used_at = boot_time()
         self.ended_at = inf
+        self._terminated = False
         self.ended: asyncio.Future[Ending] = self._loop.create_future()
         if self._transport.is_closing():  # it died between the driver's last read and the tap
             self._lost(None)
@@ -242,16 +243,23 @@ class PostgresConnection:
         """The last row of a simple query, as text; None when the server refused it (see `refusal`).
 
         One question is under way at a time, and the deadline runs while others are in front: at its end the connection
-        is dead if nothing at all was answered since this was asked.
+        is dead if nothing at all was answered since this was asked. Who asked may be cancelled; what is under way goes
+        on, since asyncpg would open another connection to stop it, and the next one may be asking already.
         """
         asked_at = boot_time()
         await self._wait_for_turn(asked_at, deadline_seconds)
-        try:
-            patience_seconds = self._patience(asked_at, deadline_seconds)
-            # None is left where this process itself was late to take its turn.
-            return await self._exchange(sql, patience_seconds if patience_seconds > 0 else deadline_seconds)
-        finally:
-            self._turn.release()
+        patience_seconds = self._patience(asked_at, deadline_seconds)
+        if patience_seconds <= 0:  # this process itself was late to take its turn
+            patience_seconds = deadline_seconds
+        exchange = self._loop.create_task(self._exchange(sql, patience_seconds), name="question")
+        answer = asyncio.shield(exchange)  # first: who asked looks at what came before the next one asks
+        exchange.add_done_callback(self._end_turn)
+        return await answer
+
+    def _end_turn(self, exchange: asyncio.Task[queries.Row | None]) -> None:
+        self._turn.release()
+        if not exchange.cancelled():
+            exchange.exception()  # seen, even where nobody waits for it any more
 
     async def _wait_for_turn(self, asked_at: float, deadline_seconds: float) -> None:
         while True:
@@ -263,10 +271,10 @@ class PostgresConnection:
             except TimeoutError:
                 if self._patience(asked_at, deadline_seconds) > 0:
                     continue  # somebody in front was answered meanwhile
-                if not self.ended.done():
+                if not self._is_gone():
                     self._end(Ending(noticed=Noticed.DEADLINE))
                 self.terminate()  # which ends the wait of whoever is in front, too
-                raise ConnectionEnded(self.ended.result()) from None
+                raise self._end_of_question() from None
 
     def _patience(self, asked_at: float, deadline_seconds: float) -> float:
         """Seconds for which we still wait: counted from our asking, or from the latest answer to others since."""
@@ -274,8 +282,8 @@ class PostgresConnection:
 
     async def _exchange(self, sql: str, deadline_seconds: float) -> queries.Row | None:
         await self._settle()
-        if self.ended.done():
-            raise ConnectionEnded(self.ended.result())
+        if self._is_gone():
+            raise self._end_of_question()
         self._tap.row = self._tap.error = None
         self._tap.answered = False
         self._rested_from, self.asked_at = self.asked_at, boot_time()
@@ -285,34 +293,42 @@ class PostgresConnection:
         except TimeoutError:
             # Our own deadline, or the kernel's TCP_USER_TIMEOUT (an OSError that is a TimeoutError). When this process
             # was late itself, the answer has come all the same.
-            if not self.ended.done() and not self._tap.answered:
+            if not self._is_gone() and not self._tap.answered:
                 self._end(Ending(noticed=Noticed.DEADLINE))
         except asyncpg.PostgresError:
             await self._settle()  # else refused, not dead
         except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError):
             await self._settle()
-            if not self.ended.done():  # the driver gave it up although the transport stands
+            if not self._is_gone():  # the driver gave it up although the transport stands
                 self._end(Ending(noticed=Noticed.USING))
         finally:
             acknowledge(self._driver)
             self.used_at = boot_time()
-        if self.ended.done() and not self._tap.answered:
+        if self._is_gone() and not self._tap.answered:
             self.terminate()
-            raise ConnectionEnded(self.ended.result())
+            raise self._end_of_question()
         at = queries.server_time(self._tap.row)
         self._last_used_by = None if at is None else at + (self.used_at - self.asked_at)
         return self._tap.row
 
     async def _settle(self) -> None:
         """Let an end that is under way arrive: after a FATAL the FIN is at most a moment behind."""
-        if not self._tap.announced_end and not self._transport.is_closing():
+        if self._terminated or not (self._tap.announced_end or self._transport.is_closing()):
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self.ended), 1.0)
-        if not self.ended.done():
+        if not self._is_gone():
             self._end(self._ending(None))
 
+    def _is_gone(self) -> bool:
+        return self._terminated or self.ended.done()
+
+    def _end_of_question(self) -> ConnectionEnded:
+        # An end that we brought about ourselves is told to who was asking, and is none to be reported.
+        return ConnectionEnded(self.ended.result() if self.ended.done() else Ending(noticed=Noticed.USING))
+
     def terminate(self) -> None:
+        self._terminated = True
         self._tap.on_lost = None
         self._driver.terminate()
 
