@@ -21,7 +21,7 @@ from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes.errors import CannotConnect, ConnectionEnded
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.probes.postgresql.wire import PostgresConnection
-from sidecar.settings import TargetSettings
+from sidecar.settings.model import TargetSettings
 from testing.poolers import pgbouncer
 
 MODES = ("session", "transaction")
