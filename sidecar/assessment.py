@@ -47,7 +47,10 @@ class Terms:
             target=name,
             database=target.display,
             policy=Policy(
-                safety=policy.safety, max_pool_recycle=policy.max_pool_recycle, ping_overhead=policy.ping_overhead
+                safety=policy.safety,
+                max_pool_recycle=policy.max_pool_recycle,
+                min_pool_recycle=policy.min_pool_recycle,
+                ping_overhead=policy.ping_overhead,
             ),
             shortest_rest_seconds=target.idle.floor,
             application=None if declared is None else ApplicationSettings(**declared.model_dump()),

@@ -1,5 +1,5 @@
-"""The advice against everything that can be known: never more than what is proven, withdrawn when tried in vain; and
-the application's verdict, from what it declares and from what a real server shows of it."""
+"""The advice against everything that can be known: how far it may exceed what is proven, withdrawn when tried in
+vain; and the application's verdict, from what it declares and from what a real server shows of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sidecar.core.advice.advice import (
     after_trials,
 )
 from sidecar.core.advice.bounds import above, at_least, at_most, below
-from sidecar.core.advice.findings import Code, Ground, Judgement, WhyPing, found, judged
+from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, found, judged
 from sidecar.core.advice.ping_cost import PingCost
 from sidecar.core.advice.recommendation import IdleLimit, Recommendation, Remark, TrialOutcome, Verdict, VerdictKind
 from sidecar.core.advice.render import FORMATS
@@ -40,9 +40,10 @@ from sidecar.demo.server import PostgresServer
 from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings.model import TargetSettings
+from testing.simulation import World
 
 PROTECTED, EXPOSED, UNKNOWN = VerdictKind
-POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
+POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, min_pool_recycle=30.0, ping_overhead=0.1)
 DEAR = PingCost(
     p50_seconds=0.004, p99_seconds=0.009, overhead_ratio=0.5, overhead_low=0.4, overhead_high=0.6, pings=500
 )
@@ -90,7 +91,7 @@ def said(code: Code, **values: object) -> Remark:
     return remarks.remark(found(code, **values), "default")
 
 
-# --- never more than what is proven -----------------------------------------------------------------------------------
+# --- how much is advised ----------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -106,9 +107,14 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
             keepalive_helps=draw(st.none() | st.booleans()),
             transaction_pooler=draw(st.booleans()),
             suspect=draw(st.booleans()),
+            stray_seconds=draw(st.none() | st.floats(0.01, 1e3)),
+            earlier_dead_by_seconds=draw(st.none() | st.floats(0.01, 1e3)),
         ),
         "policy": Policy(
-            safety=draw(st.floats(0.05, 1.0)), max_pool_recycle=draw(st.floats(1.0, 1e5)), ping_overhead=0.1
+            safety=draw(st.floats(0.05, 1.0)),
+            max_pool_recycle=draw(st.floats(1.0, 1e5)),
+            min_pool_recycle=draw(st.floats(1.0, 1e3)),
+            ping_overhead=0.1,
         ),
         "shortest_rest": draw(st.floats(0.01, 60.0)),
         "declared": draw(st.none() | st.builds(Declared, idle_session_timeout=st.none() | st.floats(0, 1e5))),
@@ -118,8 +124,11 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
 
 
 @given(worlds())
-def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> None:
-    """However soon connections die: advised is a share of what lived, and never 0, which would mean no limit."""
+def test_the_advice_exceeds_what_is_proven_only_up_to_the_least_and_while_nothing_shorter_is_known(
+    world: dict[str, object],
+) -> None:
+    """However soon connections die: advised is a share of what lived, and never 0, which would mean no limit. The least
+    of the policy, which may be more, holds only while no death, no limit and no declaration calls for less."""
     advice = advise(target="default", **world)  # type: ignore[arg-type]
     idle, policy, kept = world["idle"], world["policy"], world["keepalive_survival_seconds"]
     assert isinstance(idle, IdleStatus)
@@ -128,9 +137,19 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
     recycle = advice.settings.pool_recycle
     assert 0 < recycle <= policy.max_pool_recycle
     assert isinstance(recycle, int) == (recycle >= 1)
-    assert proven is None or recycle < proven or recycle == proven * policy.safety
     basis = proven if proven is not None else min(world["shortest_rest"], idle.dead_by_seconds or inf)
-    assert recycle <= max(LEAST_AGE_SECONDS, policy.safety * basis)
+    if recycle > max(LEAST_AGE_SECONDS, policy.safety * basis):
+        assert recycle <= policy.min_pool_recycle
+        assert idle.dead_by_seconds is None or idle.status is Status.MEASURING
+        declared = world["declared"]
+        timeout = None if declared is None else declared.idle_session_timeout
+        bounds = [idle.dead_by_seconds, idle.stray_seconds, idle.earlier_dead_by_seconds]
+        bounds.append(timeout if timeout and timeout > (proven or 0.0) else None)
+        assert recycle <= policy.safety * min(bound for bound in (*bounds, inf) if bound is not None)
+    elif idle.dead_by_seconds is None and not any(
+        (idle.stray_seconds, idle.earlier_dead_by_seconds, world["declared"])
+    ):
+        assert recycle >= int(min(policy.min_pool_recycle, policy.max_pool_recycle))
     warned = "too_short_to_pool" in {warning.code for warning in advice.warnings}
     assert warned == (
         recycle < 1 and idle.dead_by_seconds is not None and not advice.settings.pool_recycle_with_keepalive
@@ -288,8 +307,93 @@ def test_bounds_as_people_read_them(seconds: float, least: str, most: str) -> No
     assert (at_least(seconds), at_most(seconds)) == (least, most)
 
 
+CLIMBING = {"status": Status.MEASURING}
+
+
+@pytest.mark.parametrize(
+    ("idle", "recycle", "why"),
+    [
+        (
+            status(None, None),
+            30,
+            found(Code.NOTHING_PROVEN, safety=0.5, shortest_rest_seconds=5.0, raised_to_seconds=30),
+        ),
+        (status(5.0, None), 30, found(Code.RAISED_BY_POLICY, proven_seconds=5.0, pool_recycle=30)),
+        (status(61.0, None), 30, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=61.0)),
+        (status(80.0, None), 40, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=80.0)),
+        # A death far beyond says nothing of half a minute; one whose share is less does.
+        (
+            status(5.0, 350.0, **CLIMBING),
+            30,
+            found(Code.RAISED_BY_POLICY, proven_seconds=5.0, pool_recycle=30),
+        ),
+        (status(5.0, 59.0, **CLIMBING), 2, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=5.0)),
+        # What is found is found, though others would call the age of half a minute safe.
+        (status(58.0, 62.0), 29, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=58.0)),
+        # A death that is contradicted is not explained by that.
+        (status(9.0, None, stray_seconds=10.0), 4, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=9.0)),
+        # What was measured before all began anew is not forgotten.
+        (
+            status(5.0, None, earlier_dead_by_seconds=20.0),
+            10,
+            found(Code.RAISED_BY_POLICY, proven_seconds=5.0, pool_recycle=10),
+        ),
+        (
+            status(5.0, None, suspected_age_seconds=40.0),
+            20,
+            found(Code.LIFETIME_SUSPECTED, safety=0.5, age_seconds=40.0),
+        ),
+    ],
+)
+def test_who_reads_it_at_his_start_is_not_made_to_reconnect_for_life(
+    idle: IdleStatus, recycle: float, why: Finding
+) -> None:
+    advice = advised(idle)
+    assert advice.settings.pool_recycle == recycle
+    assert said(why.code, **why.values) in advice.reasons
+    assert advice.settings.pool_pre_ping, "which protects meanwhile"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "proven", "recycle", "code"),
+    [
+        (3.0, None, 1, Code.DECLARED_LIMIT),
+        (40.0, None, 20, Code.DECLARED_LIMIT),
+        (40.0, 5.0, 20, Code.DECLARED_LIMIT),
+        (40.0, 50.0, 30, Code.RAISED_BY_POLICY),  # outlived: a pooler is between
+        (3600.0, None, 30, Code.NOTHING_PROVEN),
+        (0.0, None, 30, Code.NOTHING_PROVEN),
+    ],
+)
+def test_a_shorter_limit_that_the_server_declares_lowers_it(
+    timeout: float, proven: float | None, recycle: float, code: Code
+) -> None:
+    advice = advised(status(proven, None), declared=Declared(idle_session_timeout=timeout))
+    assert advice.settings.pool_recycle == recycle
+    assert code in codes(advice)
+
+
+def test_what_was_measured_holds_while_all_is_measured_anew() -> None:
+    """A limit that falls, and one that is measured afresh: neither raises the advice to the least of the policy."""
+    run = World(limit=lambda draw, now: 20.0 if now < 400.0 else 12.0).run(lambda s: s.now >= 300.0, give_up=300.0)
+    assert advised(run.machine.status(run.now)).settings.pool_recycle == 9
+    highest = 0.0
+    for at in range(301, 1200):
+        run.drive(lambda s, at=at: s.now >= at, give_up=at)
+        highest = max(highest, advised(run.machine.status(run.now)).settings.pool_recycle)
+    assert highest <= 10
+    assert advised(run.machine.status(run.now)).settings.pool_recycle == 5
+    run.machine.measure_afresh(run.now)
+    assert run.machine.status(run.now).proven_seconds is None
+    assert advised(run.machine.status(run.now)).settings.pool_recycle == 6, "half of what was the shortest fatal rest"
+
+
+def test_the_least_is_never_above_the_most() -> None:
+    brief = replace(POLICY, max_pool_recycle=10.0)
+    assert advise(target="default", policy=brief, shortest_rest=5.0, idle=status(5.0, None)).settings.pool_recycle == 10
+
+
 def test_a_first_death_lowers_what_nothing_is_proven_for() -> None:
-    assert advised(status(None, None)).settings.pool_recycle == 2
     assert advised(status(None, 3.0)).settings.pool_recycle == 1
     assert advised(status(None, 0.7)).settings.pool_recycle == 0.35
     cautious = replace(POLICY, safety=0.05)
@@ -387,6 +491,10 @@ def test_a_failed_trial_withdraws_the_advice_until_one_succeeds() -> None:
     assert withdrawn.verification.outcome == "failed"
     restored = after(tried(setup, "error", 2.0), tried(setup, "ok", 3.0))
     assert (restored.status, restored.settings) == (advice.status, advice.settings)
+    unlimited = advised(status(5000.0, None))
+    failed = tried(recommended(unlimited), "error", 2.0)
+    withdrawn = after_trials(unlimited, [failed], policy=POLICY, shortest_rest=5.0)
+    assert withdrawn.settings.pool_recycle == 30, "nothing has been seen to die"
     others = after(tried(replace(setup, name="defaults", pool_recycle=-1), "error", 4.0))
     assert (others.status, others.verification) == (advice.status, None)
 

@@ -8,10 +8,13 @@ than it, and one that is younger than the idle limit cannot have died of idlenes
 by itself. The advice is a share (`policy.safety`) of the *proven* rest, never of the estimate, and of the proven age
 where one is found at which busy connections die, whichever is shorter. One death at an age is enough to lower it.
 
-Before anything is proven, the answer is the same share of the shortest rest under test, less where the server declares
-a shorter limit. It costs reconnects and protects: that is what cautious means here. From the first survival on the
-advice grows with the proof. It is never rounded up: below one second it is a fraction of one, and a warning says that
-such a path is hardly one to pool on.
+Many read the advice once, at their start, and live with it. So while nothing shows that connections do not live so
+long, it is not less than `policy.min_pool_recycle`, however little is proven: a share of the first rests would have its
+reader reconnect every few seconds for life. What dies sooner all the same is met by pre-ping and by the socket options
+meanwhile, and the reasons say so. Three things lower it at once: a death, by rest or by age, whose share is less; a
+limit that is found, whatever its share; and a shorter limit that the server declares. Beyond that least the advice
+grows with the proof. It is never rounded up: below one second it is a fraction of one, and a warning says that such a
+path is hardly one to pool on.
 
 Pre-ping finds every death that shows itself when asked. A silent one does not: the ping hangs until the kernel gives
 up, a quarter of an hour by default. There the socket options are the cure: TCP keepalive below the limit keeps a
@@ -99,6 +102,7 @@ class Policy:
 
     safety: float  # share of the proven limit
     max_pool_recycle: float  # seconds
+    min_pool_recycle: float  # seconds, until something shorter is measured or declared
     ping_overhead: float  # share of a checkout's time that pre-ping may cost
 
 
@@ -183,7 +187,7 @@ def after_trials(
     advice = replace(advice, verification=None if last is None else verification(last), trials=table(trials))
     if last is None or last.outcome == TrialOutcome.OK:
         return advice
-    cautious = _age(min(policy.safety * shortest_rest, advice.settings.pool_recycle))
+    cautious = _age(min(_after_failure(policy, shortest_rest, advice), advice.settings.pool_recycle))
     withdrawn = found(
         Code.TRIAL_FAILED, pool_recycle=setup.pool_recycle, rested_seconds=last.idle_seconds, error=last.error
     )
@@ -291,9 +295,18 @@ def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[float, Finding] | N
 def _share_of_rest(
     policy: Policy, shortest_rest: float, limit: IdleLimit | None, idle: IdleStatus, declared: Declared | None
 ) -> tuple[float, Finding]:
+    least = _least(policy, idle)
+    # Where longer rests were survived, what is declared is not what the connection to it has (a pooler is between).
+    timeout = declared.idle_session_timeout if declared is not None else None
     if limit is not None and limit.proven_seconds > 0:
         proven = limit.proven_seconds
         recycle = _share(policy, proven)
+        if timeout and proven < timeout and recycle <= (by_declaration := _share(policy, timeout)) < least:
+            return by_declaration, found(
+                Code.DECLARED_LIMIT, safety=policy.safety, declared_seconds=timeout, proven_seconds=proven
+            )
+        if recycle < least:
+            return least, found(Code.RAISED_BY_POLICY, proven_seconds=proven, pool_recycle=least)
         if policy.safety * proven > policy.max_pool_recycle:
             return recycle, found(Code.CAPPED_BY_POLICY, proven_seconds=proven, pool_recycle=recycle)
         return recycle, found(Code.SHARE_OF_PROVEN, safety=policy.safety, proven_seconds=proven)
@@ -301,10 +314,38 @@ def _share_of_rest(
     if idle.dead_by_seconds is not None:
         # By now shorter ones are under test. The bound as it is shown is rounded up, the advice never is.
         shown, exact = min(shown, above(idle.dead_by_seconds)), min(exact, idle.dead_by_seconds)
-    timeout = declared.idle_session_timeout if declared is not None else None
-    if timeout and timeout < exact:
-        return _share(policy, timeout), found(Code.DECLARED_LIMIT, safety=policy.safety, declared_seconds=timeout)
-    return _share(policy, exact), found(Code.NOTHING_PROVEN, safety=policy.safety, shortest_rest_seconds=shown)
+    recycle = _share(policy, exact)
+    if timeout and (by_declaration := _share(policy, timeout)) < max(recycle, least):
+        return by_declaration, found(
+            Code.DECLARED_LIMIT, safety=policy.safety, declared_seconds=timeout, proven_seconds=None
+        )
+    raised = recycle < least
+    return max(recycle, least), found(
+        Code.NOTHING_PROVEN,
+        safety=policy.safety,
+        shortest_rest_seconds=shown,
+        raised_to_seconds=least if raised else None,
+    )
+
+
+def _least(policy: Policy, idle: IdleStatus) -> float:
+    """What is advised at least (seconds); 0 once it is measured that less is called for."""
+    least = min(policy.min_pool_recycle, policy.max_pool_recycle)
+    if idle.dead_by_seconds is not None and idle.status is not Status.MEASURING:
+        return 0.0
+    if any(death is not None and policy.safety * death < least for death in (idle.dead_by_seconds, idle.stray_seconds)):
+        return 0.0
+    earlier = idle.earlier_dead_by_seconds  # all is measured anew, but that was a measurement too
+    return _age(least if earlier is None else min(least, policy.safety * earlier))
+
+
+def _after_failure(policy: Policy, shortest_rest: float, advice: Recommendation) -> float:
+    """The age (seconds) for who must not trust the advice; short only where something has been seen to die."""
+    cautious = policy.safety * shortest_rest
+    limits = (advice.idle_limit, advice.lifetime_limit)
+    if any(limit is not None and limit.dead_by_seconds is not None for limit in limits):
+        return cautious
+    return max(cautious, policy.min_pool_recycle)
 
 
 def _recycle_with_keepalive(

@@ -34,6 +34,7 @@ class Code(StrEnum):
     SHARE_OF_LIFETIME = "share_of_lifetime"
     LIFETIME_SUSPECTED = "lifetime_suspected"
     CAPPED_BY_POLICY = "capped_by_policy"
+    RAISED_BY_POLICY = "raised_by_policy"
     NOTHING_PROVEN = "nothing_proven"
     DECLARED_LIMIT = "declared_limit"
     KEPT_BY_KEEPALIVE = "kept_by_keepalive"

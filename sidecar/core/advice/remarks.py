@@ -133,16 +133,35 @@ def _capped_by_policy(*, proven_seconds: float, pool_recycle: float) -> str:
     )
 
 
-def _nothing_proven(*, safety: float, shortest_rest_seconds: float) -> str:
+def _raised_by_policy(*, proven_seconds: float, pool_recycle: float) -> str:
+    return (
+        f"Connections survived {at_least(proven_seconds)} s of rest so far, and nothing shows that they do not live"
+        f" longer: {_least(pool_recycle)}"
+    )
+
+
+def _least(pool_recycle: float) -> str:
+    """What holds while little is proven, why it is not less, and what protects meanwhile."""
+    return (
+        f"pool_recycle is {pool_recycle:g} s (policy.min_pool_recycle) until something shorter is measured. Less would"
+        " have who reads it at his start reconnect that often for life; should connections die sooner, pre-ping and the"
+        " socket options protect meanwhile."
+    )
+
+
+def _nothing_proven(*, safety: float, shortest_rest_seconds: float, raised_to_seconds: float | None) -> str:
+    if raised_to_seconds is not None:
+        return f"Nothing is proven yet: {_least(raised_to_seconds)}"
     return (
         f"Nothing is proven yet: pool_recycle is {safety:g} of the shortest rest under test"
         f" ({shortest_rest_seconds:g} s) and grows with every rest survived."
     )
 
 
-def _declared_limit(*, safety: float, declared_seconds: float) -> str:
+def _declared_limit(*, safety: float, declared_seconds: float, proven_seconds: float | None) -> str:
+    known = "Nothing is" if proven_seconds is None else f"No more than {at_least(proven_seconds)} s of rest are"
     return (
-        f"Nothing is proven yet. The server declares idle_session_timeout = {declared_seconds:g} s; pool_recycle stays"
+        f"{known} proven yet. The server declares idle_session_timeout = {declared_seconds:g} s; pool_recycle stays"
         f" at {safety:g} of it."
     )
 
@@ -328,6 +347,7 @@ REMARKS: Mapping[Code, Callable[..., str]] = {
     Code.SHARE_OF_LIFETIME: _share_of_lifetime,
     Code.LIFETIME_SUSPECTED: _lifetime_suspected,
     Code.CAPPED_BY_POLICY: _capped_by_policy,
+    Code.RAISED_BY_POLICY: _raised_by_policy,
     Code.NOTHING_PROVEN: _nothing_proven,
     Code.DECLARED_LIMIT: _declared_limit,
     Code.KEPT_BY_KEEPALIVE: _kept_by_keepalive,
@@ -367,6 +387,7 @@ EVIDENCE: Mapping[Code, str] = {
     Code.SHARE_OF_LIFETIME: _AGED,
     Code.LIFETIME_SUSPECTED: _AGED,
     Code.CAPPED_BY_POLICY: _SURVIVED,
+    Code.RAISED_BY_POLICY: _SURVIVED,
     Code.NOTHING_PROVEN: _SURVIVED,
     Code.DECLARED_LIMIT: _EVIDENCE,
     Code.KEPT_BY_KEEPALIVE: _KEEPALIVE,

@@ -90,6 +90,8 @@ class IdleStatus:
     lifetime: AgeLimit | None = None  # the age at which busy connections die, once that has repeated itself
     suspected_age_seconds: float | None = None  # what is proven of ages while it has not
     busy_seconds: float | None = None  # the greatest age at which a busy connection was seen alive
+    stray_seconds: float | None = None  # the shortest fatal rest that others outlived, while that is not explained
+    earlier_dead_by_seconds: float | None = None  # of the regime before, while no longer rest was survived in this one
 
 
 class IdleMachine:
@@ -128,6 +130,7 @@ class IdleMachine:
         self._pooled = False
         self._regime = max((observation.regime for observation in history), default=1)
         self._known = self._nothing_known()
+        self._earlier_death_seconds = _shortest_death_before(self._regime, history)
         # A busy connection's record is older than what it says last: what that refutes must be known before.
         for observation in sorted(
             history, key=lambda each: each.arm == Arm.LIFETIME and each.outcome == Outcome.SURVIVED
@@ -135,8 +138,7 @@ class IdleMachine:
             if observation.regime == self._regime:
                 self._known.learn(observation, observation.at - self._wall_offset_seconds)
         if self._known.changed:
-            self._regime += 1
-            self._known = self._nothing_known()
+            self._begin_regime()
         self._stage = stage_of(self._known)
 
     # -- the machine's face ---------------------------------------------------------------------------------------
@@ -214,6 +216,8 @@ class IdleMachine:
             lifetime=lifetime,
             suspected_age_seconds=None if lifetime is not None else known.lifetimes.proven,
             busy_seconds=known.busy_seconds or None,
+            stray_seconds=known.strays[0].idle_seconds if known.strays else None,
+            earlier_dead_by_seconds=self._earlier_death(),
             probes=tuple(probe.view(now) for probe in self._probes.values()),
         )
 
@@ -233,10 +237,21 @@ class IdleMachine:
 
     def _new_regime(self) -> list[Command]:
         commands = self._close_all()
-        self._regime += 1
-        self._known = self._nothing_known()
+        self._begin_regime()
         self._recent_learning.forget()
         return commands
+
+    def _earlier_death(self) -> float | None:
+        """Of the regime before, in seconds of rest; None once a rest as long was survived in this one."""
+        earlier = self._earlier_death_seconds
+        return None if earlier is None or self._known.proven >= earlier else earlier
+
+    def _begin_regime(self) -> None:
+        witness = self._known.witness
+        if witness is not None and not self._known.too_old_to_rest:
+            self._earlier_death_seconds = witness.idle_seconds
+        self._regime += 1
+        self._known = self._nothing_known()
 
     def _record(self, observation: Observation, at: float, now: float) -> list[Command]:
         """Learn from an observation made at `at`, monotonic, and keep it."""
@@ -536,3 +551,17 @@ class IdleMachine:
             message=message,
             identity=identity,
         )
+
+
+def _shortest_death_before(regime: int, history: Iterable[Observation]) -> float | None:
+    """The shortest fatal rest of the latest earlier regime in which one was seen; None where none was."""
+    deaths = [
+        observation
+        for observation in history
+        if observation.regime < regime
+        and observation.outcome == Outcome.DIED
+        and observation.cause == Cause.IDLE_LIMIT
+        and observation.arm != Arm.LIFETIME
+    ]
+    latest = max((death.regime for death in deaths), default=None)
+    return min((death.idle_seconds for death in deaths if death.regime == latest), default=None)

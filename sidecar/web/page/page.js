@@ -6,7 +6,7 @@ import { atLeast, atMost, clock, element, limit, milliseconds, seconds, span } f
 import { DEATHS, STATUSES } from "./words.js";
 
 const STATUS_MEANS = {
-  measuring: "No limit found yet. pool_recycle is a share of the longest rest survived so far, so it starts small and grows.",
+  measuring: "No limit found yet. pool_recycle grows with the longest rest survived; pre-ping and the socket options protect meanwhile.",
   provisional: "The limit is bracketed to a few percent, by one chain of observations.",
   confirmed: "A second, independent connection died at the same rest.",
   verified: "A whole volley of fresh connections just below the limit survived.",
