@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.core.advice.recommendation import IdleLimit, LifetimeLimit, Recommendation, VerdictKind
+from sidecar.core.budget import PauseReason
 from sidecar.core.evidence import Cause, Death, Outage, OutageKind, Outcome, Status
 from sidecar.core.views import Source
 
@@ -177,6 +178,7 @@ class _Gauges(Collector):
         regime = _gauge(
             "regime", "Rises by one when the idle limit is found to have changed, or is measured afresh on demand."
         )
+        paused = _gauge("paused", "Whether nothing is held on the server for the present, by why.", "reason")
         connections = _gauge("connections", "Connections the sidecar holds.", "role", "state")
         last_outage = _gauge(
             "last_outage_timestamp_seconds", "When the latest outage was seen first, not counting kind lifetime."
@@ -198,13 +200,15 @@ class _Gauges(Collector):
             for possible_verdict in VERDICTS:
                 _set(verdict, _verdict(advice) == possible_verdict, name, possible_verdict)
             _set(regime, view.regime, name)
+            for reason in PauseReason:
+                _set(paused, self._source.paused is not None and self._source.paused.reason is reason, name, reason)
             for (role, state), count in view.connections.items():
                 _set(connections, count, name, role, state)
             _set(last_outage, _last_outage_at(self._source.outages(name)), name)
             _set(dead, _dead_tasks(self._source.faults, name), name)
             _set(pending, self._source.store_pending_writes, name)
         yield from (up, ready, limit, lifetime, recycle, pre_ping, status, verdict, regime)
-        yield from (connections, last_outage, dead, pending)
+        yield from (paused, connections, last_outage, dead, pending)
         yield from self._application()
 
     def _application(self) -> Iterator[Metric]:

@@ -60,6 +60,7 @@ class Target:
         self._declared: Declared | None = None
         self._activity: Activity | None = None
         self._spare = 0  # connections the server can spare for measuring
+        self._suspended = False
         self._measuring_since: float | None = None
         self._offset_seconds = clock.offset_seconds  # as the idle machine was told
         self._machine = IdleMachine(
@@ -108,6 +109,16 @@ class Target:
     async def close(self) -> None:
         """Drop what the tasks leave open when they are cancelled."""
         await self._pool.close()
+
+    def suspend(self) -> None:
+        """Give every connection back at once, and open none before `resume`; also before anything was opened."""
+        self._suspended = True
+        self._share_connections()
+
+    def resume(self) -> None:
+        """Take up again."""
+        self._suspended = False
+        self._share_connections()
 
     def measure_afresh(self) -> None:
         """Open a new regime."""
@@ -227,7 +238,7 @@ class Target:
 
     def _share_connections(self) -> None:
         """Probes get what trials leave of the connections to spare, and always the two a measurement needs."""
-        left = max(LEAST, self._spare - self._trials.running) if self._spare else 0
+        left = max(LEAST, self._spare - self._trials.running) if self._spare and not self._suspended else 0
         self._probes.tell(Budget(connections=left))
 
     def _due_trials(self, results: Sequence[TrialResult], now_at: float) -> Iterator[Attempt]:
