@@ -17,7 +17,7 @@ from sidecar.core.advice.trials import TrialResult
 from sidecar.core.advice.verdict import Activity, ApplicationSettings
 from sidecar.core.availability.readiness import readiness
 from sidecar.core.availability.status import AvailabilityStatus
-from sidecar.core.budget import Declared
+from sidecar.core.budget import BudgetStatus, Declared
 from sidecar.core.evidence import Outage
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
@@ -78,6 +78,7 @@ def assess(
     declared: Declared | None,
     activity: Activity | None,
     ping_cost: PingCost | None,
+    budget: BudgetStatus | None = None,
 ) -> Assessment:
     """What is advised in view of all that is known."""
     derived = advise(
@@ -92,6 +93,8 @@ def assess(
         activity=activity,
         catalogue=known_limits(),
         keepalive_survival_seconds=keepalive_survival_seconds,
+        budget=budget,
+        measures_idle=terms.measures_idle,
     )
     tried = after_trials(
         derived,

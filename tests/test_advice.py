@@ -8,6 +8,7 @@ import contextlib
 import re
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 import asyncpg
 import pytest
@@ -25,17 +26,18 @@ from sidecar.core.advice.advice import (
     after_trials,
 )
 from sidecar.core.advice.bounds import above, at_least, at_most, below
-from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, found, judged
+from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, WhyWaiting, found, judged
 from sidecar.core.advice.ping_cost import PingCost
 from sidecar.core.advice.recommendation import IdleLimit, Recommendation, Remark, TrialOutcome, Verdict, VerdictKind
 from sidecar.core.advice.render import FORMATS
 from sidecar.core.advice.trials import Setup, TrialResult, counterfactuals, recommended
 from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
-from sidecar.core.budget import Declared
-from sidecar.core.evidence import STALE_WRITER, Death, Outage, OutageKind, Status
+from sidecar.core.budget import BudgetStatus, CeilingKind, Declared, Grant, Hindrance
+from sidecar.core.evidence import STALE_WRITER, Arm, Death, Downtime, Interval, Outage, OutageKind, Status
 from sidecar.core.idle.lifetime import AgeLimit
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
+from sidecar.core.idle.probes import ProbeState, ProbeView
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver
@@ -44,6 +46,7 @@ from testing.simulation import World
 
 PROTECTED, EXPOSED, UNKNOWN = VerdictKind
 POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, min_pool_recycle=30.0, ping_overhead=0.1)
+LIMIT = IdleLimit(proven_seconds=19.5, dead_by_seconds=20.1, estimate_seconds=19.8, death=Death.CLOSED)
 DEAR = PingCost(
     p50_seconds=0.004, p99_seconds=0.009, overhead_ratio=0.5, overhead_low=0.4, overhead_high=0.6, pings=500
 )
@@ -225,6 +228,17 @@ def test_there_are_words_for_whatever_is_found(world: dict[str, object], data: s
             connections=st.sampled_from([{}, {"idle": 1}, {"idle_in_transaction": 2}]),
             longest_idle_seconds=st.none() | seconds,
             longest_idle_in_transaction_seconds=st.none() | seconds,
+        )
+    )
+    world["budget"] = draw(
+        st.builds(
+            BudgetStatus,
+            usable=st.none() | st.just(97),
+            used=st.none() | st.just(84),
+            ceiling=st.none() | st.sampled_from(CeilingKind),
+            granted=st.sampled_from([FULL, Grant(), Grant(heartbeat=True, probes=2)]),
+            wished=st.just(FULL),
+            hindrance=st.none() | st.sampled_from(Hindrance),
         )
     )
     advice = advise(target="default", **world)  # type: ignore[arg-type]
@@ -499,10 +513,117 @@ def test_a_failed_trial_withdraws_the_advice_until_one_succeeds() -> None:
     assert (others.status, others.verification) == (advice.status, None)
 
 
+# --- what may be held -------------------------------------------------------------------------------------------------
+
+FULL = Grant(heartbeat=True, probes=8, pool=2, trials=1)
+
+
+def budget(hindrance: Hindrance | None, granted: Grant) -> BudgetStatus:
+    return BudgetStatus(
+        usable=97,
+        used=84,
+        others=80,
+        ceiling=CeilingKind.SERVER,
+        granted=granted,
+        wished=FULL,
+        hindrance=hindrance,
+        since_at=0.0,
+    )
+
+
+def warned_of_measuring(held: BudgetStatus | None) -> list[str]:
+    return [each.code for each in advised(budget=held).warnings if each.code.startswith("measuring_")]
+
+
+def test_why_less_is_measured_is_told_with_numbers() -> None:
+    two = Grant(heartbeat=True, probes=2)
+    assert warned_of_measuring(budget(Hindrance.CROWDED, two)) == ["measuring_is_small"]
+    assert warned_of_measuring(budget(Hindrance.CROWDED, Grant(heartbeat=True))) == ["measuring_is_paused"]
+    assert warned_of_measuring(budget(Hindrance.FEW_SLOTS, Grant(heartbeat=True, pool=1))) == ["measuring_is_paused"]
+    assert warned_of_measuring(budget(Hindrance.NO_SEAT, replace(FULL, heartbeat=False))) == ["measuring_is_small"]
+    (told,) = [each for each in advised(budget=budget(Hindrance.CROWDED, two)).warnings if "measuring" in each.code]
+    assert told == said(
+        Code.MEASURING_IS_SMALL,
+        hindrance=Hindrance.CROWDED,
+        ceiling=CeilingKind.SERVER,
+        used=84,
+        usable=97,
+        granted=2,
+        wished=11,
+        beats=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        None,
+        budget(None, FULL),
+        budget(None, replace(FULL, probes=4)),  # all that there is for one: nothing is in the way
+        budget(Hindrance.CROWDED, FULL),
+        budget(Hindrance.NOT_LOOKED_YET, Grant()),
+    ],
+)
+def test_who_holds_what_there_is_says_nothing_of_it(held: BudgetStatus | None) -> None:
+    assert warned_of_measuring(held) == []
+
+
+RESTING = ProbeView(connection=1, arm=Arm.SEARCH, state=ProbeState.RESTING, idle_seconds=1.0, until_seconds=5.0)
+
+
+@pytest.mark.parametrize(
+    ("known", "waiting"),
+    [
+        ({"idle": status(None, None, probes=(RESTING,))}, None),
+        ({"idle": status(None, None, probes=(replace(RESTING, state=ProbeState.OPENING),))}, WhyWaiting.NOT_OPEN),
+        ({}, WhyWaiting.NOT_OPEN),
+        ({"measures_idle": False}, WhyWaiting.OFF),
+        ({"budget": budget(Hindrance.NOT_LOOKED_YET, Grant())}, WhyWaiting.NOT_OPEN),
+        ({"budget": budget(Hindrance.CROWDED, Grant(probes=2))}, WhyWaiting.NOT_OPEN),
+        ({"budget": budget(Hindrance.CROWDED, Grant(heartbeat=True))}, WhyWaiting.NO_ROOM),
+        ({"budget": budget(Hindrance.PAUSED, Grant())}, WhyWaiting.PAUSED),
+    ],
+)
+def test_nothing_is_said_to_rest_where_nothing_rests(known: dict[str, Any], waiting: WhyWaiting | None) -> None:
+    advice = advised(**{"idle": status(None, None), **known})
+    assert said(Code.MEASURING, proven_seconds=None, waiting=waiting) in advice.reasons
+
+
+@pytest.mark.parametrize(
+    ("rested", "limit", "pooled", "left"),
+    [
+        (22.0, LIMIT, False, True),
+        (21.0, LIMIT, False, False),  # in time: the next use finds it
+        (None, LIMIT, False, False),  # the role may not see it
+        (22.0, replace(LIMIT, death=Death.SILENT, keepalive_helps=False), False, True),
+        (22.0, replace(LIMIT, death=Death.SILENT, keepalive_helps=True), False, False),  # one may have held it
+        (22.0, replace(LIMIT, death=Death.FATAL), False, False),  # the server would have ended it
+        (22.0, replace(LIMIT, dead_by_seconds=None, death=None), False, False),
+        (22.0, LIMIT, True, False),
+    ],
+)
+def test_sessions_that_outlast_the_path_have_lost_their_clients(
+    rested: float | None, limit: IdleLimit, pooled: bool, left: bool
+) -> None:
+    activity = Activity(role_sessions=23, role_resting=17, role_longest_rest_seconds=rested)
+    told = list(about_activity(activity, limit, pooled=pooled))
+    expected = found(
+        Code.APPLICATION_LEAVES_SESSIONS, rested_seconds=rested, dead_by_seconds=20.1, sessions=23, resting=17
+    )
+    assert told == ([expected] if left else [])
+
+
+def test_a_refusal_beside_a_session_that_works_is_no_outage_of_the_database() -> None:
+    lasted = Downtime(began=Interval(after=0.0, until=0.0), ended=Interval(after=60.0, until=60.0))
+    refused = Outage(id="1", target="default", kind=OutageKind.REFUSAL, connect=lasted)
+    assert advised(outages=(refused,)).failover is None
+    lost = replace(refused, id="2", read=lasted)
+    figures = advised(outages=(refused, lost)).failover
+    assert figures is not None
+    assert figures.outages == 1
+
+
 # --- the verdict ------------------------------------------------------------------------------------------------------
-
-LIMIT = IdleLimit(proven_seconds=19.5, dead_by_seconds=20.1, estimate_seconds=19.8, death=Death.CLOSED)
-
 
 BEYOND = {"beyond_seconds": 19.5, "of_age": False}
 
@@ -593,7 +714,8 @@ async def test_the_sessions_a_real_server_shows_convict_and_point_to_leaks(
         silent = judge_application(None, replace(short, death=Death.SILENT), resting)
         assert (silent.ground, silent.values["death"]) == (Ground.SESSION_DEAD, Death.SILENT)
         assert judge_application(None, LIMIT, resting).verdict == UNKNOWN
-        assert [remark.code for remark in about_activity(resting, short)] == ["application_rests_too_long"]
+        told = [remark.code for remark in about_activity(resting, short)]
+        assert told == ["application_rests_too_long", "application_leaves_sessions"]
 
         for connection in (first, second):
             await connection.execute("BEGIN; SELECT 1")

@@ -16,10 +16,11 @@ from textwrap import indent
 import pytest
 
 from sidecar.core.advice.deaths_told import DEATHS_TOLD
-from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, found, judged
+from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, WhyWaiting, found, judged
 from sidecar.core.advice.ping_cost import PingCost
 from sidecar.core.advice.recommendation import TrialOutcome, VerdictKind
 from sidecar.core.advice.remarks import EVIDENCE, GROUNDS, REMARKS, remark, verdict
+from sidecar.core.budget import CeilingKind, Hindrance
 from sidecar.core.evidence import Death, Status
 from sidecar.web import page
 
@@ -35,9 +36,12 @@ FEW = PingCost(
 BRACKET = {"proven_seconds": 343.27, "dead_by_seconds": 350.12}
 TRIPS = {"round_trips": 3, "round_trips_autocommit": 1}
 
+IN_USE = {"used": 84, "usable": 97}
+LITTLE, NOTHING = {"granted": 2, "wished": 11, "beats": True}, {"granted": 0, "wished": 11, "beats": False}
+
 FINDINGS: tuple[Finding, ...] = (
-    found(Code.MEASURING, proven_seconds=None),
-    found(Code.MEASURING, proven_seconds=343.27),
+    *(found(Code.MEASURING, proven_seconds=None, waiting=waiting) for waiting in (None, *WhyWaiting)),
+    found(Code.MEASURING, proven_seconds=343.27, waiting=None),
     found(Code.LIMIT_BRACKETED, **BRACKET),
     *(
         found(
@@ -99,6 +103,27 @@ FINDINGS: tuple[Finding, ...] = (
     found(Code.POOL_EXHAUSTED, sessions=5, in_transaction_seconds=61.2),
     found(Code.IDLE_IN_TRANSACTION, in_transaction_seconds=61.2),
     found(Code.APPLICATION_RESTS_TOO_LONG, rested_seconds=412.7, dead_by_seconds=350.12),
+    found(Code.APPLICATION_LEAVES_SESSIONS, rested_seconds=2412.7, dead_by_seconds=350.12, sessions=23, resting=17),
+    found(Code.APPLICATION_LEAVES_SESSIONS, rested_seconds=2412.7, dead_by_seconds=350.12, sessions=None, resting=None),
+    *(
+        found(Code.MEASURING_IS_PAUSED, hindrance=hindrance, ceiling=CeilingKind.SERVER, **IN_USE, **NOTHING)
+        for hindrance in Hindrance
+    ),
+    *(
+        found(Code.MEASURING_IS_SMALL, hindrance=Hindrance.CROWDED, ceiling=ceiling, **IN_USE, **LITTLE)
+        for ceiling in CeilingKind
+    ),
+    found(Code.MEASURING_IS_SMALL, hindrance=Hindrance.REFUSED, ceiling=None, used=None, usable=None, **LITTLE),
+    found(
+        Code.MEASURING_IS_SMALL,
+        hindrance=Hindrance.NO_SEAT,
+        ceiling=None,
+        used=None,
+        usable=None,
+        granted=0,
+        wished=0,
+        beats=False,
+    ),
 )
 
 HANDED_OUT = {"pool_recycle": 1800.0, "beyond_seconds": 343.27, "of_age": False}

@@ -37,7 +37,7 @@ from math import inf
 
 from sidecar.core.advice.attribution import KnownLimit, likely_culprits
 from sidecar.core.advice.bounds import above, below
-from sidecar.core.advice.findings import Code, Finding, WhyPing, found
+from sidecar.core.advice.findings import Code, Finding, WhyPing, WhyWaiting, found
 from sidecar.core.advice.ping_cost import PingCost, milliseconds, round_trips
 from sidecar.core.advice.recommendation import (
     FailoverFigures,
@@ -63,9 +63,11 @@ from sidecar.core.advice.trials import (
     verification,
 )
 from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
-from sidecar.core.budget import Declared
+from sidecar.core.availability.outages import took_the_database_away
+from sidecar.core.budget import BudgetStatus, Declared, Hindrance
 from sidecar.core.evidence import STALE_WRITER, Death, Downtime, Keepalive, Outage, OutageKind, Status
 from sidecar.core.idle.machine import KEEPALIVE_SHARE, IdleStatus  # what is advised is what was tried
+from sidecar.core.idle.probes import ProbeState
 
 USER_TIMEOUT_MS = 5000
 """TCP_USER_TIMEOUT, in milliseconds: longer than a few retransmissions, shorter than anybody's patience."""
@@ -119,11 +121,14 @@ def advise(
     activity: Activity | None = None,
     catalogue: Iterable[KnownLimit] = (),
     keepalive_survival_seconds: float | None = None,
+    budget: BudgetStatus | None = None,
+    measures_idle: bool = True,
 ) -> Recommendation:
     """The advice for one target, before it has been tried (see `after_trials`).
 
     `shortest_rest` is the first rest under test (seconds), for the time before proof; `keepalive_survival_seconds` the
-    longest rest that a connection with TCP keepalive survived.
+    longest rest that a connection with TCP keepalive survived. `budget` is what may be held on the server, and why
+    not more; `measures_idle` whether rests are tested at all.
     """
     # A session that was too old was out alone: the database was there all the time.
     outages = tuple(outage for outage in outages if outage.kind != OutageKind.LIFETIME)
@@ -135,7 +140,7 @@ def advise(
     reasons = (
         why,
         *why_kept,
-        *_about_rest(idle),
+        *_about_rest(idle, _why_waiting(idle, budget, measures_idle=measures_idle)),
         *_about_age(idle, lifetime),
         *_about_ping_cost(ping, forgets_statements),
         why_ping,
@@ -146,7 +151,8 @@ def advise(
         *_about_short_lives(recycle, kept, limit, lifetime),
         *([found(Code.TRANSACTION_POOLER)] if forgets_statements else []),
         *_about_stale_writers(outages),
-        *(() if activity is None else about_activity(activity, limit)),
+        *(() if activity is None else about_activity(activity, limit, pooled=_is_pooled(idle, budget))),
+        *_about_budget(budget),
     )
     return Recommendation(
         target=target,
@@ -482,8 +488,10 @@ def _about_ping_cost(ping: PingCost | None, forgets_statements: bool) -> Iterato
 def _failover(outages: Sequence[Outage]) -> FailoverFigures | None:
     """How long outages lasted: the middle of each interval, because that is the least wrong single number.
 
-    All are counted, but those whose end nobody watched have no length to tell.
+    All are counted that took the database away: a refusal beside a session that works, which our own opening may have
+    brought about, is none. Those whose end nobody watched have no length to tell.
     """
+    outages = tuple(filter(took_the_database_away, outages))
     if not outages:
         return None
     return FailoverFigures(
@@ -514,20 +522,58 @@ def _about_stale_writers(outages: Sequence[Outage]) -> Iterator[Finding]:
 # -- what is known of the path ----------------------------------------------------------------------------------------
 
 
-def _about_rest(idle: IdleStatus) -> Iterator[Finding]:
-    yield _about_limit(idle)
+def _about_rest(idle: IdleStatus, waiting: WhyWaiting | None) -> Iterator[Finding]:
+    yield _about_limit(idle, waiting)
     if idle.death is not None:
         yield found(Code.of_death(idle.death), death=idle.death)
 
 
-def _about_limit(idle: IdleStatus) -> Finding:
+def _why_waiting(idle: IdleStatus, budget: BudgetStatus | None, *, measures_idle: bool) -> WhyWaiting | None:
+    """Why no connection rests; None while one does."""
+    if not measures_idle:
+        return WhyWaiting.OFF
+    if any(probe.state is not ProbeState.OPENING for probe in idle.probes):
+        return None
+    hindrance = None if budget is None or budget.granted.probes else budget.hindrance
+    if hindrance is Hindrance.PAUSED:
+        return WhyWaiting.PAUSED
+    return WhyWaiting.NOT_OPEN if hindrance in (None, Hindrance.NOT_LOOKED_YET) else WhyWaiting.NO_ROOM
+
+
+def _is_pooled(idle: IdleStatus, budget: BudgetStatus | None) -> bool:
+    return idle.transaction_pooler or (budget is not None and budget.hindrance is Hindrance.POOLER)
+
+
+def _about_budget(budget: BudgetStatus | None) -> Iterator[Finding]:
+    """Why less is measured than was wished for."""
+    if budget is None or budget.hindrance in (None, Hindrance.NOT_LOOKED_YET):
+        return
+    granted, wished = budget.granted, budget.wished
+    beats = granted.heartbeat or not wished.heartbeat
+    if granted.measuring >= wished.measuring and beats:
+        return
+    rests = granted.probes > 0 or not wished.probes
+    paused = wished.measuring > 0 and not (granted.measuring > 0 and rests)
+    yield found(
+        Code.MEASURING_IS_PAUSED if paused else Code.MEASURING_IS_SMALL,
+        hindrance=budget.hindrance,
+        ceiling=budget.ceiling,
+        used=budget.used,
+        usable=budget.usable,
+        granted=granted.measuring,
+        wished=wished.measuring,
+        beats=beats,
+    )
+
+
+def _about_limit(idle: IdleStatus, waiting: WhyWaiting | None) -> Finding:
     proven, dead_by = idle.proven_seconds, idle.dead_by_seconds
     if idle.exhausted:
         return found(Code.NO_LIMIT_SEEN, proven_seconds=proven or 0.0, age_ends_them=False)
     if dead_by is None and idle.lifetime is not None:
         return found(Code.NO_LIMIT_SEEN, proven_seconds=proven or 0.0, age_ends_them=True)
     if dead_by is None:
-        return found(Code.MEASURING, proven_seconds=proven)
+        return found(Code.MEASURING, proven_seconds=proven, waiting=waiting)
     if idle.status is Status.MEASURING or idle.estimate_seconds is None:
         return found(Code.LIMIT_BRACKETED, proven_seconds=proven or 0.0, dead_by_seconds=dead_by)
     return found(

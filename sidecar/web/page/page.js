@@ -141,7 +141,7 @@ class Section {
     replace(this.parts.means, [STATUS_MEANS[status] ?? ""]);
   }
 
-  found(summary, { idle_limit: found, lifetime_limit: lifetime, verification, status }) {
+  found(summary, { idle_limit: found, lifetime_limit: lifetime, verification, status, reasons }) {
     const rows = [];
     const row = (name, ...value) => rows.push(element("div", {}, element("dt", {}, name), element("dd", {}, ...value)));
     let headline;
@@ -154,7 +154,7 @@ class Section {
     } else if (found) {
       headline = element("p", { class: "headline" }, "Connections survived ", element("strong", {}, limit(atLeast(found.proven_seconds))), " of rest so far; none has died of it.");
     } else {
-      headline = element("p", { class: "headline" }, "The first connections are still resting; nothing is known yet.");
+      headline = element("p", { class: "headline" }, reasons.find(({ code }) => code === "measuring")?.text ?? "Nothing is known yet.");
     }
     if (found) row("proven to live", limit(atLeast(found.proven_seconds)));
     if (found?.dead_by_seconds != null) row("dead by", limit(atMost(found.dead_by_seconds)));
