@@ -349,10 +349,10 @@ def _application_leaves_sessions(
     of = f" Of the {sessions} sessions of its role in this database {resting} are at rest." if resting else ""
     return (
         "The application leaves sessions behind: the server holds one of its role that has rested"
-        f" {rested_seconds:.0f} s, longer than anything lives on this path ({at_most(dead_by_seconds)} s).{of} What"
-        " dies here unseen stays on the server, for 2 h 11 min by default, and counts against its limits. On the server,"
-        " tcp_keepalives_idle = 60 ends it, or ALTER ROLE … SET idle_session_timeout (to longer than the application"
-        " means to rest); on the client, TCP keepalive and TCP_USER_TIMEOUT keep it from coming about."
+        f" {rested_seconds:.0f} s, longer than anything lives on this path ({at_most(dead_by_seconds)} s).{of}"
+        " What dies here unseen stays on the server, for 2 h 11 min by default, and counts against its limits. On the"
+        " server, tcp_keepalives_idle = 60 ends it, or ALTER ROLE … SET idle_session_timeout (to longer than the"
+        " application means to rest); on the client, TCP keepalive and TCP_USER_TIMEOUT keep it from coming about."
     )
 
 

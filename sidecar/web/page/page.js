@@ -38,7 +38,7 @@ class Section {
       return element("section", { "aria-labelledby": heading.id, ...attributes, class: `card ${attributes.class ?? ""}` }, heading, content);
     };
     this.node = element("article", { id, "aria-labelledby": `${id}-name` },
-      element("header", { class: "target" }, element("h2", { id: `${id}-name` }, name), part("database", "p", { class: "database" }), part("readiness", "p", { class: "readiness" })),
+      element("header", { class: "target" }, element("h2", { id: `${id}-name` }, name), part("database", "p", { class: "database" }), part("readiness", "p", { class: "readiness" }), part("measuring", "p", { class: "measuring" })),
       element("div", { class: "answer" },
         card("What to set", { class: "set" }, part("settings", "dl", { class: "settings" }), part("sockets", "dl", { class: "settings small" }), part("status", "ol", { class: "status", "aria-label": "How far the evidence reaches" }), part("means", "p", { class: "means" })),
         card("What it stands on", { class: "stands" }, part("found", "div"))),
@@ -113,7 +113,9 @@ class Section {
     replace(parts.readiness, [element("strong", {}, summary.readiness.ready ? "Ready" : "Not ready"), `: ${summary.readiness.reason}`]);
     this.tellSettings(advice);
     replace(parts.found, this.found(summary, advice));
-    replace(parts.warnings, advice.warnings.map((warning) => element("p", { class: "warning" }, element("strong", {}, "Warning: "), warning.text)));
+    const hindered = advice.warnings.filter(({ code }) => code.startsWith("measuring_is_")); // a matter of the state, not of the path
+    replace(parts.measuring, hindered.map(({ text }) => text));
+    replace(parts.warnings, advice.warnings.filter((warning) => !hindered.includes(warning)).map((warning) => element("p", { class: "warning" }, element("strong", {}, "Warning: "), warning.text)));
     replace(parts.reasons, advice.reasons.map((reason) => element("li", {}, reason.text)));
     replace(parts.application, this.application(advice));
     this.tellChanges(summary, advice);
