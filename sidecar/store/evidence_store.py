@@ -111,8 +111,8 @@ class EvidenceStore:
 
     @property
     def pending_writes(self) -> int:
-        """Records that are in memory only, as yet."""
-        return len(self._pending)
+        """Records that are in memory only, as yet; the wish to pause is one."""
+        return len(self._pending) + self._pause_unwritten
 
     @property
     def pause(self) -> Pause | None:

@@ -129,16 +129,12 @@ class IdleMachine:
         self._monitor_round = MonitorRound()
         self._pooled = False
         self._regime = max((observation.regime for observation in history), default=1)
-        self._known = self._nothing_known()
-        self._earlier_death_seconds = _shortest_death_before(self._regime, history)
-        # A busy connection's record is older than what it says last: what that refutes must be known before.
-        for observation in sorted(
-            history, key=lambda each: each.arm == Arm.LIFETIME and each.outcome == Outcome.SURVIVED
-        ):
-            if observation.regime == self._regime:
-                self._known.learn(observation, observation.at - self._wall_offset_seconds)
+        self._known = self._known_of(self._regime, history)
+        regimes = sorted({observation.regime for observation in history} - {self._regime}, reverse=True)
+        fatal = (_fatal_rest(self._known_of(regime, history)) for regime in regimes)
+        self._earlier_death_seconds = next((seconds for seconds in fatal if seconds is not None), None)
         if self._known.changed:
-            self._begin_regime()
+            self._begin_regime(self._known)
         self._stage = stage_of(self._known)
 
     # -- the machine's face ---------------------------------------------------------------------------------------
@@ -190,7 +186,7 @@ class IdleMachine:
 
     def measure_afresh(self, now: float) -> list[Command]:
         """Open a new regime: what was measured becomes history."""
-        return self._new_regime() + self._plan(now)
+        return self._new_regime(self._known) + self._plan(now)
 
     def status(self, now: float) -> IdleStatus:
         """What is known and how far the measurement is; cheap, changes nothing."""
@@ -232,12 +228,22 @@ class IdleMachine:
 
     # -- regimes and their evidence -------------------------------------------------------------------------------
 
+    def _known_of(self, regime: int, history: Sequence[Observation]) -> Knowledge:
+        """What these observations come to for the regime."""
+        known = self._nothing_known()
+        seen = [observation for observation in history if observation.regime == regime]
+        # A busy connection's record is older than what it says last: what that refutes must be known before.
+        for observation in sorted(seen, key=lambda each: each.arm == Arm.LIFETIME and each.outcome == Outcome.SURVIVED):
+            known.learn(observation, observation.at - self._wall_offset_seconds)
+        return known
+
     def _nothing_known(self) -> Knowledge:
         return Knowledge(volley=max(SMALLEST_VOLLEY, self._wanted - 1), cap=self._cap)
 
-    def _new_regime(self) -> list[Command]:
+    def _new_regime(self, former: Knowledge) -> list[Command]:
+        """`former` is what its observations come to."""
         commands = self._close_all()
-        self._begin_regime()
+        self._begin_regime(former)
         self._recent_learning.forget()
         return commands
 
@@ -246,10 +252,10 @@ class IdleMachine:
         earlier = self._earlier_death_seconds
         return None if earlier is None or self._known.proven >= earlier else earlier
 
-    def _begin_regime(self) -> None:
-        witness = self._known.witness
-        if witness is not None and not self._known.too_old_to_rest:
-            self._earlier_death_seconds = witness.idle_seconds
+    def _begin_regime(self, former: Knowledge) -> None:
+        fatal = _fatal_rest(former)
+        if fatal is not None:
+            self._earlier_death_seconds = fatal
         self._regime += 1
         self._known = self._nothing_known()
 
@@ -260,8 +266,9 @@ class IdleMachine:
         self._known.learn(observation, at)
         if not self._known.changed:
             return [Record(observation=observation)]
-        commands = self._new_regime()
-        if observation.outcome == Outcome.SURVIVED:
+        lifted = observation.outcome == Outcome.SURVIVED
+        commands = self._new_regime(learned.known_before if lifted else self._known)
+        if lifted:
             # The limit was lifted: this is the first evidence of the new regime.
             observation = replace(observation, regime=self._regime)
             self._known.learn(observation, at)
@@ -553,15 +560,6 @@ class IdleMachine:
         )
 
 
-def _shortest_death_before(regime: int, history: Iterable[Observation]) -> float | None:
-    """The shortest fatal rest of the latest earlier regime in which one was seen; None where none was."""
-    deaths = [
-        observation
-        for observation in history
-        if observation.regime < regime
-        and observation.outcome == Outcome.DIED
-        and observation.cause == Cause.IDLE_LIMIT
-        and observation.arm != Arm.LIFETIME
-    ]
-    latest = max((death.regime for death in deaths), default=None)
-    return min((death.idle_seconds for death in deaths if death.regime == latest), default=None)
+def _fatal_rest(known: Knowledge) -> float | None:
+    """The shortest rest that killed, in seconds; None where none did, or age explains it."""
+    return None if known.witness is None or known.too_old_to_rest else known.witness.idle_seconds
