@@ -30,7 +30,6 @@ PROMISED = {
     "recommended_pool_recycle_seconds": {"target"},
     "recommended_pool_pre_ping": {"target"},
     "recommendation_status": {"target", "status"},
-    "paused": {"target", "reason"},
     "checkout_seconds_count": {"target", "pre_ping"},
     "pre_ping_seconds_count": {"target"},
     "pre_ping_failures_total": {"target"},
@@ -207,12 +206,6 @@ def test_every_verdict_there_is_has_its_series() -> None:
         )
     }
     assert given == set(VERDICTS)
-
-
-def test_a_pause_is_told(metrics: Metrics, picture: Picture) -> None:
-    assert value(metrics, "paused", reason="by_hand") == 0
-    picture.pause(600.0)
-    assert value(metrics, "paused", reason="by_hand") == 1
 
 
 def test_a_dead_task_is_counted_for_every_target_that_misses_it(picture: Picture) -> None:

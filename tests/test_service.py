@@ -529,6 +529,18 @@ async def told(sidecar: Sidecar, route: str) -> Any:
     return json.loads(reply.text)
 
 
+async def sessions(server: PostgresServer) -> list[str]:
+    """What sidecars hold on the server, as it shows it to somebody else."""
+    connection = await asyncpg.connect(server.url())
+    try:
+        held = await connection.fetch(
+            "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'connhealth/%'"
+        )
+    finally:
+        await connection.close()
+    return [name for (name,) in held]
+
+
 def reason(health: Any) -> str:
     return str(health["targets"]["default"]["reason"])
 
@@ -537,6 +549,10 @@ async def test_a_pause_is_told_holds_over_a_restart_and_can_be_ended(postgres: P
     first = await start(postgres.url())
     await first.until_ready()
     paused = await told(first, "/pause?for=1h")
+    began = time.monotonic()
+    while await sessions(postgres):
+        assert time.monotonic() - began < 1.0
+        await asyncio.sleep(0.02)
     health = await first.until("/health", lambda health: "paused until" in reason(health))
     assert health["ready"] is True
     await first.until("/targets", lambda targets: targets["store"]["pending_writes"] == 0)
@@ -548,7 +564,12 @@ async def test_a_pause_is_told_holds_over_a_restart_and_can_be_ended(postgres: P
     assert (await second.json("/targets"))["paused"]["until"][:19] == paused["until"][:19]
     health = await second.json("/health")
     assert (health["ready"], reason(health)[:12]) == (True, "paused until")
-    assert 'connection_health_paused{reason="by_hand",target="default"} 1.0' in (await second.ask("/metrics")).text
+    for _ in range(30):
+        assert await sessions(postgres) == [], "nothing is opened by who begins in a pause"
+        await asyncio.sleep(0.05)
+    assert 'connection_health_paused{reason="paused",target="default"} 1.0' in (await second.ask("/metrics")).text
+    warnings = (await second.json("/recommendation"))["warnings"]
+    assert "measuring_is_paused" in [warning["code"] for warning in warnings]
     assert await told(second, "/resume") == {"paused": False}
     await second.until("/health", lambda health: reason(health) == "the database is reachable")
     assert await second.leave() == 0
