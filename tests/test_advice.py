@@ -74,6 +74,7 @@ def status(
             keepalive_helps=None,
             transaction_pooler=False,
             probes=(),
+            wished_connections=8,
         ),
         **known,  # type: ignore[arg-type]
     )
