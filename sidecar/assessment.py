@@ -17,7 +17,7 @@ from sidecar.core.advice.trials import TrialResult
 from sidecar.core.advice.verdict import Activity, ApplicationSettings
 from sidecar.core.availability.readiness import readiness
 from sidecar.core.availability.status import AvailabilityStatus
-from sidecar.core.budget import Declared
+from sidecar.core.budget import BudgetStatus, Declared, PauseReason
 from sidecar.core.evidence import Outage
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
@@ -47,7 +47,10 @@ class Terms:
             target=name,
             database=target.display,
             policy=Policy(
-                safety=policy.safety, max_pool_recycle=policy.max_pool_recycle, ping_overhead=policy.ping_overhead
+                safety=policy.safety,
+                max_pool_recycle=policy.max_pool_recycle,
+                min_pool_recycle=policy.min_pool_recycle,
+                ping_overhead=policy.ping_overhead,
             ),
             shortest_rest_seconds=target.idle.floor,
             application=None if declared is None else ApplicationSettings(**declared.model_dump()),
@@ -75,6 +78,7 @@ def assess(
     declared: Declared | None,
     activity: Activity | None,
     ping_cost: PingCost | None,
+    budget: BudgetStatus | None = None,
 ) -> Assessment:
     """What is advised in view of all that is known."""
     derived = advise(
@@ -89,6 +93,8 @@ def assess(
         activity=activity,
         catalogue=known_limits(),
         keepalive_survival_seconds=keepalive_survival_seconds,
+        budget=budget,
+        measures_idle=terms.measures_idle,
     )
     tried = after_trials(
         derived,
@@ -111,6 +117,8 @@ def view_of(
     connections: Mapping[tuple[ConnectionRole, ConnectionState], int],
     checkout: Spread | None,
     checkout_with_ping: Spread | None,
+    budget: BudgetStatus | None = None,
+    paused: PauseReason | None = None,
 ) -> TargetView:
     """How the target stands, for everyone who asks. `generated_at` is the (wall-clock) time of the advice."""
     return TargetView(
@@ -128,4 +136,6 @@ def view_of(
         connections=connections,
         checkout=checkout,
         checkout_with_ping=checkout_with_ping,
+        budget=budget,
+        paused=paused,
     )

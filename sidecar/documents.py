@@ -21,8 +21,10 @@ from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.ping_cost import Spread, milliseconds
 from sidecar.core.advice.recommendation import IdleLimit, PoolSettings, Recommendation
 from sidecar.core.availability.readiness import Readiness
+from sidecar.core.budget import BudgetStatus, CeilingKind, Grant, Hindrance, PauseReason
 from sidecar.core.evidence import Downtime, Observation, Outage, Status
 from sidecar.core.idle.probes import ProbeView
+from sidecar.core.pause import Pause
 from sidecar.core.views import Source, TargetView
 
 if TYPE_CHECKING:
@@ -96,6 +98,39 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetState:
+    """What a target may hold, and why it is not more.
+
+    The numbers are those of the tightest limit on sessions, `ceiling`; null while nobody has seen it. `hindrance` is
+    null while as much is held as it takes to measure well.
+    """
+
+    usable: int | None
+    used: int | None
+    others: int | None  # of those used, no sidecar's
+    ceiling: CeilingKind | None
+    joint: int | None  # connections beside heartbeats that all sidecars together may hold
+    granted: Grant
+    wished: Grant
+    hindrance: Hindrance | None
+    since: float
+
+    @classmethod
+    def of(cls, status: BudgetStatus) -> BudgetState:
+        return cls(
+            usable=status.usable,
+            used=status.used,
+            others=status.others,
+            ceiling=status.ceiling,
+            joint=status.joint,
+            granted=status.granted,
+            wished=status.wished,
+            hindrance=status.hindrance,
+            since=status.since_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSummary:
     """One target in short."""
 
@@ -114,6 +149,8 @@ class TargetSummary:
     connections: tuple[ConnectionCount, ...]
     checkout: Latency | None  # from the held pool, on connections open before: without a pre-ping
     checkout_with_ping: Latency | None
+    budget: BudgetState | None = None  # null until the server was first looked at
+    paused: PauseReason | None = None  # why nothing at all is held; null while something is
 
     @classmethod
     def of(cls, view: TargetView) -> TargetSummary:
@@ -137,6 +174,8 @@ class TargetSummary:
             ),
             checkout=Latency.of(view.checkout),
             checkout_with_ping=Latency.of(view.checkout_with_ping),
+            budget=None if view.budget is None else BudgetState.of(view.budget),
+            paused=view.paused,
         )
 
 
@@ -154,12 +193,14 @@ class Targets:
 
     targets: tuple[TargetSummary, ...]
     store: StoreState
+    paused: Pause | None  # of all targets; null where there is none
 
     @classmethod
     def of(cls, source: Source) -> Targets:
         return cls(
             targets=tuple(map(TargetSummary.of, source.targets().values())),
             store=StoreState(pending_writes=source.store_pending_writes, warning=source.store_warning),
+            paused=source.paused,
         )
 
 
@@ -200,6 +241,13 @@ class Leaving:
     """The service was told to leave and will, as on SIGTERM."""
 
     leaving: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """There is no pause, or none any more."""
+
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +353,11 @@ def _member(hint: Any, value: Any) -> Any:
 
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+
+
+def instant(at: float) -> str:
+    """A wall-clock time for people, in whole seconds."""
+    return f"{datetime.fromtimestamp(round(at), UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def dumps(value: object) -> bytes:

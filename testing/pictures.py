@@ -26,6 +26,7 @@ from sidecar.core.advice.recommendation import (
     VerificationOutcome,
 )
 from sidecar.core.availability.readiness import Readiness
+from sidecar.core.budget import BudgetStatus, CeilingKind, Grant
 from sidecar.core.evidence import (
     Arm,
     Death,
@@ -41,6 +42,7 @@ from sidecar.core.evidence import (
 from sidecar.core.identity import Identity
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
+from sidecar.core.pause import Pause
 from sidecar.core.views import TargetView
 
 NOON = 1_795_521_600.0  # 2026-11-24T12:00:00Z
@@ -122,6 +124,16 @@ def target(name: str = "default", *, advice: Recommendation | None = None, ready
         elapsed_seconds=12.5,
         probes=(ProbeView(connection=1, arm=Arm.SENTINEL, state="resting", idle_seconds=12.0, until_seconds=None),),
         connections={("pool", "idle"): 2, ("probe", "resting"): 1},
+        budget=BudgetStatus(
+            usable=97,
+            used=31,
+            others=23,
+            ceiling=CeilingKind.SERVER,
+            joint=7,
+            granted=Grant(heartbeat=True, probes=6, pool=1),
+            wished=Grant(heartbeat=True, probes=8, pool=2),
+            since_at=NOON,
+        ),
         checkout=Spread(count=7, p50_seconds=0.00006, p99_seconds=None, max_seconds=0.0002),
         checkout_with_ping=None,
     )
@@ -171,6 +183,7 @@ class Picture:
     measured_afresh: list[str] = field(default_factory=list)
     tried_again: list[str] = field(default_factory=list)
     left: bool = False
+    paused: Pause | None = None
     journal: Journal = field(default_factory=lambda: Journal("life"))
 
     def targets(self) -> Mapping[str, TargetView]:
@@ -187,6 +200,13 @@ class Picture:
 
     def try_again(self, target: str) -> None:
         self.tried_again.append(target)
+
+    def pause(self, seconds: float) -> Pause:
+        self.paused = Pause(since=NOON, until=NOON + seconds)
+        return self.paused
+
+    def resume(self) -> None:
+        self.paused = None
 
     def quit(self) -> None:
         self.left = True

@@ -10,19 +10,13 @@ from typing import Protocol
 from sidecar.core.advice.ping_cost import Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.availability.readiness import Readiness
+from sidecar.core.budget import BudgetStatus, PauseReason
+from sidecar.core.budget import ConnectionRole as ConnectionRole
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
-
-
-class ConnectionRole(StrEnum):
-    """What the sidecar holds a connection for."""
-
-    POOL = "pool"
-    PROBE = "probe"
-    HEARTBEAT = "heartbeat"
-    TRIAL = "trial"
+from sidecar.core.pause import Pause
 
 
 class ConnectionState(StrEnum):
@@ -52,6 +46,8 @@ class TargetView:
     connections: Mapping[tuple[ConnectionRole, ConnectionState], int]  # how many
     checkout: Spread | None  # of the held pool: without a pre-ping
     checkout_with_ping: Spread | None
+    budget: BudgetStatus | None = None  # None until it was first drawn
+    paused: PauseReason | None = None
 
 
 class Source(Protocol):
@@ -94,6 +90,19 @@ class Source(Protocol):
 
     def try_again(self, target: str) -> None:
         """Put the advice to the test now, and beside it what others would set."""
+        ...
+
+    @property
+    def paused(self) -> Pause | None:
+        """The pause that holds at the moment: nothing is held on any server."""
+        ...
+
+    def pause(self, seconds: float) -> Pause:
+        """Give every connection back, and open none for so long."""
+        ...
+
+    def resume(self) -> None:
+        """End the pause, if there is one."""
         ...
 
     def quit(self) -> None:

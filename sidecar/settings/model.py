@@ -87,7 +87,9 @@ class PoolSettings(Section):
     """The pool the sidecar itself holds, to live through what the application lives through."""
 
     size: Annotated[int, Whole(1, 100)] = 2
-    """Connections held. Two: one can be checked out with pre-ping beside one without, at little cost to the server."""
+    """Connections held. Two: one can be checked out with pre-ping beside one without, at little cost to the server. A
+    wish: while the idle limit is searched for, a second one comes after the connections that rest, and none is held
+    where the server has none to spare."""
 
     pre_ping: bool = True
     """Whether checkouts ping. On, as the cautious advice is; the price of a ping is measured either way."""
@@ -111,7 +113,8 @@ class IdleSettings(Section):
 
     connections: Annotated[int, Whole(2, 64)] = 8
     """Connections resting side by side. More find the limit sooner: eight within about 1.5 times the limit, four
-    within 2.4, sixteen within 1.2. Never more than 5 % of what the server has free."""
+    within 2.4, sixteen within 1.2. A wish: what the server has to spare is shared with the pool and the trials, and is
+    seven in all on a server of a hundred."""
 
     floor: Annotated[float, Duration("10ms", "1d")] = 5.0
     """Shortest rest tested, in seconds. No pool lives well with less than five seconds."""
@@ -135,6 +138,10 @@ class IdleSettings(Section):
 class HeartbeatSettings(Section):
     """The watch over the database itself, which times restarts, failovers and partitions."""
 
+    enabled: bool = True
+    """Whether to keep a connection for it. Off holds none: a short one looks in every minute, so that readiness and the
+    number of connections are known all the same, and no outage is recorded or timed."""
+
     every: Annotated[float, Duration("10ms", "1h")] = 1.0
     """Seconds between two beats. One round trip a second is nothing to a server and times a silent outage to within
     `every` + `deadline`; a visible one is noticed at once."""
@@ -146,6 +153,11 @@ class HeartbeatSettings(Section):
     reconnect_every: Annotated[float, Duration("10ms", "1m")] = 0.1
     """Seconds between two connection attempts while the database is down: how exactly the end of an outage is timed.
     Not longer than `every`. A tenth of a second is gentle for a server that is starting."""
+
+    door_every: Annotated[float, Duration("10ms", "1h")] = 20.0
+    """Seconds between two looks whether a fresh connection can be had, while all is well. Each is a login and a line in
+    the server's log, where it logs them; on any suspicion one is made at once. Only an outage that leaves open
+    connections alone, a full server above all, is timed by it."""
 
     @field_validator("reconnect_every")
     @classmethod
@@ -256,8 +268,30 @@ class PolicySettings(Section):
     """The recommended `pool_recycle` never exceeds this many seconds, whatever was proven. Half an hour also spreads
     connections over new replicas and takes up new credentials in reasonable time."""
 
+    min_pool_recycle: Annotated[float, Duration("1s", "30d")] = 30.0
+    """The recommended `pool_recycle` does not fall below this many seconds until something shorter is measured or
+    declared. Who reads the advice once, at its start, lives with it: at two seconds it would reconnect every two for
+    life. Half a minute is half of the shortest layer-4 default known. Not above `policy.max_pool_recycle`; where that
+    is lower and this is not set, that holds."""
+
     ping_overhead: Annotated[float, Share()] = 0.10
     """Share of a checkout's time above which pinging at every checkout is advised against."""
+
+    @field_validator("min_pool_recycle")
+    @classmethod
+    def _least_below_most(cls, value: float, info: ValidationInfo) -> float:
+        if value > info.data.get("max_pool_recycle", value):
+            raise ValueError("above max_pool_recycle: takes a shorter one, or a longer max_pool_recycle")
+        return value
+
+
+class FleetSettings(Section):
+    """What this sidecar may take from the servers that it measures, beside the rules that hold for all."""
+
+    max_connections: Annotated[int, Whole(2, 10000)] | None = None
+    """The most connections this process may hold, to all targets together, heartbeats included; one of them is a fresh
+    one that it opens now and then. It only ever lowers what the rules allow (see docs/cost.md), which are strict
+    enough by themselves: none unless set."""
 
 
 class ReadinessSettings(Section):
@@ -349,6 +383,9 @@ class Settings(Section, BaseSettings):  # type: ignore[misc]  # their configurat
 
     policy: PolicySettings = PolicySettings()
     """How measurements become advice."""
+
+    fleet: FleetSettings = FleetSettings()
+    """What it may take from the servers."""
 
     readiness: ReadinessSettings = ReadinessSettings()
     """When the sidecar says that it is ready."""

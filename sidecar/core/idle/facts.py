@@ -15,7 +15,10 @@ from sidecar.core.signals import ServerSignal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A probe connection is open and has answered its first query."""
+    """A probe connection is open and has answered its first query.
+
+    One that was to ask nothing is only logged in: its identity is nobody's.
+    """
 
     connection: int
     identity: Identity
@@ -58,4 +61,11 @@ class ClockSet:
     offset_seconds: float
 
 
-Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed | ClockSet
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled:
+    """A pooler stands before the server, for good. With `transaction` it gives each transaction another session."""
+
+    transaction: bool = False
+
+
+Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed | ClockSet | Pooled
