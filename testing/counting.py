@@ -1,7 +1,7 @@
 """What a sidecar holds on a server and how often it knocks, counted by somebody else.
 
-A promise about connections is worth what a stranger counts. So nothing here asks the sidecar: a superuser's session
-looks at `pg_stat_activity` a few times a second, as a DBA with psql would (`Counter`), and the server's own log tells of
+A promise about connections is worth what a stranger counts. So nothing here asks the sidecar: a superuser's
+session looks at `pg_stat_activity` a few times a second, as a DBA with psql would (`Counter`), and the server's own log tells of
 every login, every refusal and every statement (`read_log`). Both come through the server's Unix socket, while the
 sidecar comes over TCP: so the log tells whose a login is even where it was refused before it had a name. `Application`
 stands for what has to be left in peace; it notes each refusal and each delay itself.
@@ -97,6 +97,13 @@ def create_role(server: PostgresServer, name: str, *, limit: int = -1, password:
 
 def create_database(server: PostgresServer, name: str, *, limit: int = -1) -> None:
     execute(server, f"CREATE DATABASE {name} CONNECTION LIMIT {limit}")
+
+
+def shut_down(server: PostgresServer) -> None:
+    """Begin a shutdown that waits until everybody has left, and answers everybody who comes meanwhile with 57P03."""
+    pid = int((server.directory / "data" / "postmaster.pid").read_text().splitlines()[0])
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.3)
 
 
 def url(
@@ -204,14 +211,17 @@ class Counter:
     def _run(self) -> None:
         while not self._over.is_set():
             with contextlib.suppress(psycopg.OperationalError):
-                with psycopg.connect(self._parameters, autocommit=True, application_name="counter") as session:
-                    while not self._over.wait(self._every):
-                        at = time.time()
-                        rows = session.execute(_STATE).fetchall()
-                        keys = ("pid", "user", "database", "name", "state")
-                        found = (Session(**dict(zip(keys, row, strict=True))) for row in rows)
-                        self.samples.append(Sample(at, tuple(found)))
+                self._watch()
             self._over.wait(self._every)
+
+    def _watch(self) -> None:
+        with psycopg.connect(self._parameters, autocommit=True, application_name="counter") as session:
+            while not self._over.wait(self._every):
+                at = time.time()
+                rows = session.execute(_STATE).fetchall()
+                keys = ("pid", "user", "database", "name", "state")
+                found = (Session(**dict(zip(keys, row, strict=True))) for row in rows)
+                self.samples.append(Sample(at, tuple(found)))
 
     def since(self, at: float, until: float = float("inf")) -> list[Sample]:
         return [sample for sample in self.samples if at <= sample.at <= until]
@@ -277,7 +287,9 @@ class Counter:
     def gone_after(self, at: float, match: Callable[[Session], object] = bool) -> float | None:
         """How many seconds after `at` the last session of a sidecar was seen; None when they are still there."""
         held = [
-            sample.at for sample in self.since(at) if any(each.role is not None and match(each) for each in sample.sessions)
+            sample.at
+            for sample in self.since(at)
+            if any(each.role is not None and match(each) for each in sample.sessions)
         ]
         if not held:
             return 0.0
