@@ -464,7 +464,7 @@ async def test_the_sessions_a_real_server_shows_convict_and_point_to_leaks(
             stack.callback(connection.terminate)
             return connection
 
-        administrator = await session(server_settings={"application_name": "connection-health-sidecar/trial"})
+        administrator = await session(server_settings={"application_name": "connhealth/trial"})
         await administrator.execute("CREATE ROLE another LOGIN")
         await session(user="another")
         nobody = await seen(server)

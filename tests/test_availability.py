@@ -45,7 +45,7 @@ from sidecar.core.availability.facts import (
     WriteAnswered,
 )
 from sidecar.core.availability.machine import IN_FLIGHT, AvailabilityMachine
-from sidecar.core.availability.outages import found_over, of_age, over
+from sidecar.core.availability.outages import found_over, of_age, over, took_the_database_away
 from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, State, diagram
 from sidecar.core.evidence import STALE_WRITER, Cause, Death, Disturbed, Downtime, Ending, Interval, Outage, OutageKind
 from sidecar.core.identity import Identity
@@ -312,6 +312,15 @@ def test_an_outage_nobody_saw_the_end_of_counts_but_lends_no_figure() -> None:
     assert advised([found_over(lost, 5000.0, writable=True)]).failover == FailoverFigures(
         outages=1, outage_seconds=None, write_outage_seconds=None
     )
+
+
+def test_a_refusal_beside_a_living_session_took_no_database_away() -> None:
+    downtime = Downtime(began=Interval(after=100.0, until=101.0), ended=Interval(after=103.0, until=104.0))
+    refused = Outage(id="x-1", target="db", kind="refusal", detail="53300", connect=downtime)
+    assert not took_the_database_away(refused)
+    assert took_the_database_away(replace(refused, read=downtime))
+    assert took_the_database_away(replace(refused, write=downtime))
+    assert all(took_the_database_away(replace(refused, kind=kind)) for kind in OutageKind if kind != "refusal")
 
 
 def test_the_diagram_shows_every_transition() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sidecar.core.budget import (
     CALM_SECONDS,
     ELSE_AT_MOST,
+    LOOKS,
     REDUCED,
     REFUSAL_REMEMBERED_SECONDS,
     SLOTS_LEFT_FREE,
@@ -18,15 +19,20 @@ from sidecar.core.budget import (
     Ceiling,
     CeilingKind,
     CeilingWatch,
+    Grant,
     Holding,
     RefusedCeiling,
     Room,
+    Session,
+    SessionTable,
     Wish,
     allowance,
+    ceilings,
     claims,
     full_share,
     grants,
     heartbeat_budget,
+    within_cap,
 )
 
 SERVER = (CeilingKind.SERVER, "")
@@ -37,7 +43,7 @@ def server(usable: int, used: int, **counts: int) -> Ceiling:
 
 
 @st.composite
-def ceilings(draw: st.DrawFn) -> Ceiling:
+def any_ceiling(draw: st.DrawFn) -> Ceiling:
     usable = draw(st.integers(0, 600))
     ours, ours_beating = draw(st.integers(0, 30)), draw(st.integers(0, 10))
     measuring, heartbeats = ours + draw(st.integers(0, 40)), ours_beating + draw(st.integers(0, 60))
@@ -82,13 +88,15 @@ def test_the_fuller_the_server_the_less_is_held(others: int, measuring: int, hea
     assert allowance(server(97, others + 1, heartbeats=1)) == Allowance(heartbeats=heartbeats, measuring=measuring)
 
 
-@given(ceilings())
+@given(any_ceiling())
 def test_rules_that_collide_win_in_their_order(ceiling: Ceiling) -> None:
     allowed = allowance(ceiling)
     standing = min(max(ceiling.heartbeats, 1), allowed.heartbeats)
     # 1. the free slots
     if allowed.heartbeats or allowed.measuring:
         assert ceiling.others + standing + allowed.measuring <= ceiling.usable - SLOTS_LEFT_FREE
+    if allowed.measuring:
+        assert ceiling.others + standing + allowed.measuring + LOOKS <= ceiling.usable - SLOTS_LEFT_FREE
     # 2. the thresholds
     if allowed.measuring > REDUCED:
         assert 5 * (ceiling.base + full_share(ceiling.usable)) <= 4 * ceiling.usable
@@ -101,7 +109,7 @@ def test_rules_that_collide_win_in_their_order(ceiling: Ceiling) -> None:
     assert allowed.measuring <= full_share(ceiling.usable) <= ELSE_AT_MOST
 
 
-@given(ceilings())
+@given(any_ceiling())
 def test_nothing_is_withheld_without_a_rule(ceiling: Ceiling) -> None:
     allowed = allowance(ceiling)
     room = ceiling.usable - SLOTS_LEFT_FREE - ceiling.others
@@ -109,7 +117,7 @@ def test_nothing_is_withheld_without_a_rule(ceiling: Ceiling) -> None:
         assert allowed.heartbeats == max(0, min(heartbeat_budget(ceiling.usable), room))
     if 5 * (ceiling.base + full_share(ceiling.usable)) <= 4 * ceiling.usable:
         standing = min(max(1, ceiling.heartbeats), allowed.heartbeats)
-        assert allowed.measuring == max(0, min(full_share(ceiling.usable), room - standing))
+        assert allowed.measuring == max(0, min(full_share(ceiling.usable), room - standing - LOOKS))
 
 
 def test_what_must_be_given_back_is_given_back_at_once_and_taken_again_after_a_calm_minute() -> None:
@@ -171,6 +179,44 @@ def test_what_a_refusal_showed_is_a_ceiling_until_it_is_refuted_or_old() -> None
     assert refused.over(server(97, 90), 1001.0) is None  # the server's own says as much
 
 
+SIZES = [(5, 1, 1), (5, 5, 1), (2, 1, 1), (3, 4, 2), (3, 8, 8)]
+
+
+@pytest.mark.parametrize(("allowed", "of_each", "sidecars"), SIZES)
+def test_where_all_hold_too_much_each_closes_its_share_of_the_excess_and_no_more(
+    allowed: int, of_each: int, sidecars: int
+) -> None:
+    """Everybody sees the same table: what they keep adds up to what is allowed, or to all there is."""
+    pids = {sidecar: range(sidecar, sidecars * of_each, sidecars) for sidecar in range(sidecars)}
+    table = SessionTable(
+        usable=97, used=40, role="r", role_limit=None, role_used=40, database="d", database_limit=None,
+        database_used=40,
+        sidecars=tuple(
+            Session(pid=pid, name="connhealth/probe", in_database=True) for pid in range(sidecars * of_each)
+        ),
+    )  # fmt: skip
+    rooms = [Room.of(Allowance(heartbeats=0, measuring=allowed), ceilings(table, pids[n])[0]) for n in range(sidecars)]
+    if sidecars * of_each >= allowed:
+        assert sum(min(room.measuring, of_each) for room in rooms) == allowed
+    else:
+        assert all(room.measuring >= of_each for room in rooms)
+
+
+def test_a_sidecar_s_name_is_believed_of_our_own_role_only_or_of_our_own_pid() -> None:
+    table = SessionTable(
+        usable=97, used=4, role="r", role_limit=10, role_used=2, database="d", database_limit=None, database_used=4,
+        sidecars=(
+            Session(pid=1, name="connhealth/heartbeat", in_database=True),
+            Session(pid=2, name="connhealth/probe", in_database=True),
+            Session(pid=3, name="connhealth/heartbeat", in_database=True, own_role=False),  # of another target of ours
+            Session(pid=4, name="connhealth/probe", in_database=True, own_role=False),  # of a stranger
+        ),
+    )  # fmt: skip
+    on_server, of_role = ceilings(table, {1, 3})
+    assert (on_server.heartbeats, on_server.our_heartbeats, on_server.measuring, on_server.others) == (2, 2, 1, 1)
+    assert (of_role.heartbeats, of_role.our_heartbeats, of_role.measuring, of_role.others) == (1, 1, 1, 0)
+
+
 def test_what_others_and_the_dead_hold_is_not_there_for_us() -> None:
     ceiling = server(97, 30, measuring=6, ours=4, heartbeats=3, our_heartbeats=1)
     assert Room.of(Allowance(heartbeats=9, measuring=7), ceiling) == Room(heartbeats=7, measuring=5)
@@ -180,14 +226,19 @@ def test_what_others_and_the_dead_hold_is_not_there_for_us() -> None:
 
 
 def granted(
-    wishes: list[Wish], rooms: dict[object, Room], *, turn: int = 0, going_round: int = 0
+    wishes: list[Wish],
+    rooms: dict[object, Room],
+    *,
+    above: dict[str, tuple[object, ...]] | None = None,
+    turn: int = 0,
+    going_round: int = 0,
 ) -> dict[tuple[str, Holding], int]:
-    above = {wish.target: wish.ceilings for wish in wishes}
+    above = above or {wish.target: (SERVER,) for wish in wishes}
     return grants(claims(wishes, turn=turn, going_round=going_round), above, rooms)  # type: ignore[arg-type]
 
 
 def wish(target: str = "a", **changes: object) -> Wish:
-    return replace(Wish(target=target, ceilings=(SERVER,), probes=8, pool=2, trials=0), **changes)  # type: ignore[arg-type]
+    return replace(Wish(target=target, probes=8, pool=2, trials=0), **changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +273,26 @@ def test_of_ten_targets_one_searches_one_has_its_turn_and_nine_have_heartbeats()
     assert sum(count for (_, holding), count in found.items() if holding is not Holding.HEARTBEAT) == 7
 
 
+@given(st.lists(st.builds(Grant, heartbeat=st.booleans(), probes=st.integers(0, 8), pool=st.integers(0, 3))), st.data())
+def test_a_cap_by_hand_counts_heartbeats_and_a_look_and_takes_them_last(
+    found: list[Grant], data: st.DataObject
+) -> None:
+    cap = data.draw(st.integers(2, 40))
+    before = {str(n): one for n, one in enumerate(found)}
+    capped = within_cap(before, cap)
+    held = sum(one.heartbeat + one.measuring for one in capped.values())
+    assert held == 0 or held + LOOKS <= cap
+    for target, one in capped.items():
+        assert one.heartbeat <= before[target].heartbeat
+        assert one.probes <= before[target].probes
+        assert one.pool <= before[target].pool
+    if any(one.measuring for one in capped.values()):
+        assert all(capped[target].heartbeat == one.heartbeat for target, one in before.items())
+    wanted = sum(one.heartbeat + one.measuring for one in found)
+    if wanted + LOOKS <= cap and not any(one.probes == 1 for one in found):
+        assert capped == before
+
+
 @given(st.data())
 def test_no_grant_exceeds_a_wish_or_any_ceiling(data: st.DataObject) -> None:
     keys = [(kind, name) for kind in CeilingKind for name in "xy"]
@@ -231,7 +302,6 @@ def test_no_grant_exceeds_a_wish_or_any_ceiling(data: st.DataObject) -> None:
     wishes = [
         Wish(
             target=str(n),
-            ceilings=tuple(data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=4, unique=True))),
             heartbeat=data.draw(st.booleans()),
             searching=data.draw(st.booleans()),
             probes=data.draw(st.integers(0, 16)),
@@ -240,7 +310,12 @@ def test_no_grant_exceeds_a_wish_or_any_ceiling(data: st.DataObject) -> None:
         )
         for n in range(data.draw(st.integers(0, 6)))
     ]
-    found = granted(wishes, rooms, turn=data.draw(st.integers(0, 9)), going_round=data.draw(st.integers(0, 4)))
+    above: dict[str, tuple[object, ...]] = {
+        each.target: tuple(data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=4, unique=True)))
+        for each in wishes
+    }
+    turn, going_round = data.draw(st.integers(0, 9)), data.draw(st.integers(0, 4))
+    found = granted(wishes, rooms, above=above, turn=turn, going_round=going_round)
     for each in wishes:
         wanted = {Holding.PROBE: each.probes, Holding.POOL: each.pool, Holding.TRIAL: each.trials}
         for holding, count in wanted.items():
@@ -248,11 +323,11 @@ def test_no_grant_exceeds_a_wish_or_any_ceiling(data: st.DataObject) -> None:
         assert found.get((each.target, Holding.HEARTBEAT), 0) <= each.heartbeat
         assert found.get((each.target, Holding.PROBE), 0) != 1 or each.probes == 1
     for key, room in rooms.items():
-        below = [each.target for each in wishes if key in each.ceilings]
+        below = [each.target for each in wishes if key in above[each.target]]
         held = [(holding, count) for (target, holding), count in found.items() if target in below]
         assert sum(count for holding, count in held if holding is Holding.HEARTBEAT) <= room.heartbeats
         assert sum(count for holding, count in held if holding is not Holding.HEARTBEAT) <= room.measuring
     for each in wishes:  # nobody is left out while there is room for the least that is of use
-        spare = min(rooms[key].measuring for key in each.ceilings)
+        spare = min(rooms[key].measuring for key in above[each.target])
         if len(wishes) == 1 and each.probes >= 2 and spare >= 2:
             assert found[each.target, Holding.PROBE] >= 2

@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from sidecar.core.budget import ConnectionRole
 from sidecar.probes.errors import Attempt, CannotConnect, translated
 from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_connects
 from sidecar.probes.postgresql.errors import CANNOT_CONNECT
@@ -26,7 +27,7 @@ from sidecar.settings.model import TargetSettings
 async def given_up_after_each_step(driver: PostgresDriver) -> None:
     """Cancel a connect after one step of the event loop, then one after two, … until well past the TCP handshake."""
     for steps in range(30):
-        connecting = asyncio.create_task(driver.connect("probe", deadline_seconds=5))
+        connecting = asyncio.create_task(driver.connect(ConnectionRole.PROBE, deadline_seconds=5))
         for _ in range(steps):
             await asyncio.sleep(0)
         connecting.cancel()
@@ -91,7 +92,7 @@ async def test_a_file_that_cannot_be_used_is_named(mute: TargetSettings, tmp_pat
     ):
         driver = PostgresDriver(TargetSettings.model_validate({"url": mute.url, **settings}))
         with pytest.raises(CannotConnect) as refused:
-            await driver.connect("probe", deadline_seconds=60)
+            await driver.connect(ConnectionRole.PROBE, deadline_seconds=60)
         assert complaint in refused.value.reason
         assert "0xff" not in refused.value.reason
 

@@ -126,7 +126,7 @@ class TestEndsEarly:
             pass
         connection = await asyncpg.connect(postgres.url())
         used = await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'connection-health-sidecar/%'"
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'connhealth/%'"
         )
         await connection.close()
         assert used <= 4 + 4  # the probes; a pooled one, a watch and its attempt, an observer

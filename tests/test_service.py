@@ -418,7 +418,7 @@ class InspectingPath(FaultyPath):
                     raise ConnectionResetError
                 self.trials += 1
             # Of the client's first message only: the server repeats the name, not the database.
-            of_a_trial |= b"connection-health-sidecar/trial" in data and b"\0database\0" in data
+            of_a_trial |= b"connhealth/trial" in data and b"\0database\0" in data
             used()
             sink.write(data)
             await sink.drain()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from sidecar.core.budget import Ceiling, CeilingKind, SessionTable, ceilings
+from sidecar.core.budget import CeilingKind, SessionTable, ceilings
 from sidecar.demo.server import HOST, PostgresServer
 from sidecar.probes.postgresql import sessions
 
@@ -55,19 +55,16 @@ def test_sessions_count_against_each_limit_above_them(server: PostgresServer) ->
         psycopg.connect(f"{url}/small", application_name="connhealth/probe") as probe,
         psycopg.connect(f"{url}/postgres", application_name="connhealth/pool"),
         psycopg.connect(f"{url}/small", application_name="somebody"),
-        psycopg.connect(server.url(), application_name="connhealth/probe"),  # of another role: usage, no more
+        psycopg.connect(server.url(), application_name="connhealth/probe") as foreign,
     ):
         table = look(server, "app", "small")
         found = ceilings(table, {beating.info.backend_pid, probe.info.backend_pid})
-    assert found == (
-        Ceiling(
-            kind=CeilingKind.SERVER, name="", usable=23, used=6, heartbeats=1, measuring=3, our_heartbeats=1, ours=1
-        ),
-        Ceiling(
-            kind=CeilingKind.ROLE, name="app", usable=10, used=5, heartbeats=1, measuring=3, our_heartbeats=1, ours=1
-        ),
-        Ceiling(
-            kind=CeilingKind.DATABASE, name="small", usable=6, used=4, heartbeats=1, measuring=2, our_heartbeats=1,
-            ours=1,
-        ),
-    )  # fmt: skip
+        foreign_pid = foreign.info.backend_pid
+    assert [session.pid for session in table.sidecars if not session.own_role] == [foreign_pid]
+    counted = [(each.kind, each.name, each.usable, each.used, each.heartbeats, each.measuring) for each in found]
+    assert counted == [
+        (CeilingKind.SERVER, "", 23, 6, 1, 3),  # of another role: usage, no more
+        (CeilingKind.ROLE, "app", 10, 5, 1, 3),
+        (CeilingKind.DATABASE, "small", 6, 4, 1, 2),
+    ]
+    assert {(each.our_heartbeats, each.ours) for each in found} == {(1, 1)}

@@ -965,7 +965,7 @@ async def test_at_rest_the_store_holds_no_connection_no_file_and_no_thread(
 async def test_postgresql_is_told_who_is_writing(make_server: Callable[..., PostgresServer]) -> None:
     server = await asyncio.to_thread(make_server, {"log_connections": "all", "log_line_prefix": "[%a] "})
     await keep(server.url(scheme="postgresql+asyncpg"), [survival(1)])
-    assert "[connection-health-sidecar/store]" in server.log.read_text()
+    assert "[connhealth/store]" in server.log.read_text()
 
 
 def test_the_file_can_be_read_with_the_sqlite3_shell_while_the_sidecar_rests(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from facts.client import MakePath, until
 from facts.wire import recording
 
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Cause, Death, Keepalive, Observation
 from sidecar.core.idle.commands import Budget
 from sidecar.core.idle.machine import IdleMachine
@@ -131,7 +132,7 @@ async def test_leaving_waits_for_nobody(postgres: PostgresServer, make_path: Mak
 async def test_only_the_simple_protocol_is_spoken(postgres: PostgresServer) -> None:
     """A transaction pooler gives each query another backend, where nothing is prepared."""
     async with recording(HOST, postgres.port) as wire:
-        connection = await driver_at(wire.port).open("probe", deadline_seconds=5)
+        connection = await driver_at(wire.port).open(ConnectionRole.PROBE, deadline_seconds=5)
         for _ in range(2):
             await connection.use(5)
         await connection.beat(5)
@@ -142,7 +143,7 @@ async def test_only_the_simple_protocol_is_spoken(postgres: PostgresServer) -> N
 async def test_tcp_keepalive_is_off_unless_wanted(postgres: PostgresServer) -> None:
     """It would hold the path open, and the limit would never show."""
     for keepalive in (None, Keepalive(idle=7, interval=3, count=2)):
-        driver = await driver_at(postgres.port).connect("probe", deadline_seconds=5, keepalive=keepalive)
+        driver = await driver_at(postgres.port).connect(ConnectionRole.PROBE, deadline_seconds=5, keepalive=keepalive)
         sock = driver._transport.get_extra_info("socket")
         assert bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)) is (keepalive is not None)
         if keepalive is not None and hasattr(socket, "TCP_KEEPIDLE"):
@@ -205,4 +206,4 @@ async def test_whoever_answers_there_a_failed_probe_is_a_fact(greeting: str) -> 
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(CannotConnect, match=f"{HOST}:{port}"):
-            await driver_at(port).open("probe", deadline_seconds=1)
+            await driver_at(port).open(ConnectionRole.PROBE, deadline_seconds=1)

@@ -19,9 +19,13 @@ only when it would have been allowed throughout the last `CALM_SECONDS`, by thre
 application breathes, and nobody shall open and close in time with it.
 
 What remains for this process is what others that follow the same rule, and sessions left over on the server after they
-died unseen, do not hold already. It is given out in the order of the claims made (see `claims`): heartbeats, then for
-each target what measuring it takes, then the rest. A claim that is of no use in part (one resting connection compares
-nothing) is granted whole or not at all.
+died unseen, do not hold already. Where all together hold more than is allowed, the sessions of the lowest pids stay:
+everybody sees the same table, so nobody closes what nobody had to, and no two close and open by turns. It is given out
+in the order of the claims made (see `claims`): heartbeats, then for each target what measuring it takes, then the rest.
+Of what is of no use below some number (one resting connection compares nothing) less is not granted.
+
+Room is kept for one connection of a moment (`LOOKS`), with which a sidecar sees that others can log in. What the rules
+come to in the course of time, for all targets of one server, is up to `server_budget`.
 
 Time is an argument, and nothing here opens or closes anything.
 """
@@ -64,6 +68,9 @@ MARGIN = 0.05
 CALM_SECONDS = 60.0
 """For so long more must have been allowed before it is taken."""
 
+LOOKS = 1
+"""Connections of a moment for which room is kept beside what is held."""
+
 REFUSAL_REMEMBERED_SECONDS = 600.0
 """What a refusal showed of a ceiling nobody declares holds for so long, unless more sessions are seen before."""
 
@@ -72,6 +79,28 @@ TURN_SECONDS = 300.0
 
 GOES_ROUND = 6
 """One of so many connections goes round by turns, for the others to check their own paths."""
+
+
+APPLICATION = "connhealth"
+"""What every session of a sidecar is called on the server, followed by a slash and its role. Short, because a name has
+63 bytes there, and a heartbeat shall be able to say more in them."""
+
+
+class ConnectionRole(StrEnum):
+    """What a sidecar opens a connection for."""
+
+    POOL = "pool"
+    PROBE = "probe"
+    HEARTBEAT = "heartbeat"
+    TRIAL = "trial"
+    OBSERVER = "observer"
+    LOOK = "look"
+    STORE = "store"
+
+    @property
+    def session_name(self) -> str:
+        """`application_name` of such a session."""
+        return f"{APPLICATION}/{self}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,15 +119,30 @@ class Declared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """A session of a sidecar, as the server's table shows it: of our own role, under a sidecar's name."""
+    """A session under a sidecar's name, as the server's table shows it. Anybody may take such a name."""
 
     pid: int
     name: str
     in_database: bool  # in the database of who looks
+    own_role: bool = True  # of the role of who looks
 
     @property
     def is_heartbeat(self) -> bool:
-        return self.name.partition(" ")[0].endswith("/heartbeat")
+        return self.name.partition(" ")[0] == ConnectionRole.HEARTBEAT.session_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftSession:
+    """A session that this process opened itself, directly, and whose connection died without the server's knowledge.
+
+    All times are the server's own, in seconds since the epoch. What a session did later than `last_used_by` was not
+    done by us, whoever has it now.
+    """
+
+    pid: int
+    server_started_at: float
+    last_used_by: float
+    backend_started_at: float | None = None  # where it was learnt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +175,7 @@ class Ceiling:
 
     Of the sessions `used`, `heartbeats` are heartbeats of sidecars (ours among them) and `measuring` their other
     connections, those included that died unseen and that the server still holds. `ours` are this process's own living
-    ones among the latter, `our_heartbeats` among the former.
+    ones among the latter, `our_heartbeats` among the former; their `places` are counted from 0 in the order of pids.
     """
 
     kind: CeilingKind
@@ -142,6 +186,8 @@ class Ceiling:
     measuring: int = 0
     our_heartbeats: int = 0
     ours: int = 0
+    heartbeat_places: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[CeilingKind, str]:
@@ -163,11 +209,19 @@ class Ceiling:
 
 
 def ceilings(table: SessionTable, ours: Collection[int]) -> tuple[Ceiling, ...]:
-    """The limits above a connection of who looked. `ours` are the pids of this process's living connections."""
+    """The limits above a connection of who looked. `ours` are the pids of this process's living connections.
 
-    def ceiling(kind: CeilingKind, name: str, usable: int, used: int, sessions: Sequence[Session]) -> Ceiling:
-        beating = [session.pid for session in sessions if session.is_heartbeat]
-        measuring = [session.pid for session in sessions if not session.is_heartbeat]
+    Only names of one's own role are believed: whoever has that role could do worse than to take such a name. A name of
+    another role is a session like any other, unless its pid is one of ours.
+    """
+    known = [session for session in table.sidecars if session.own_role or session.pid in ours]
+
+    def ceiling(kind: CeilingKind, name: str, usable: int, used: int, sessions: Iterable[Session]) -> Ceiling:
+        by_pid = sorted(sessions, key=lambda session: session.pid)
+        beating = [session.pid for session in by_pid if session.is_heartbeat]
+        measuring = [session.pid for session in by_pid if not session.is_heartbeat]
+        heartbeat_places = tuple(place for place, pid in enumerate(beating) if pid in ours)
+        places = tuple(place for place, pid in enumerate(measuring) if pid in ours)
         return Ceiling(
             kind=kind,
             name=name,
@@ -175,15 +229,18 @@ def ceilings(table: SessionTable, ours: Collection[int]) -> tuple[Ceiling, ...]:
             used=used,
             heartbeats=len(beating),
             measuring=len(measuring),
-            our_heartbeats=len(set(beating) & set(ours)),
-            ours=len(set(measuring) & set(ours)),
+            our_heartbeats=len(heartbeat_places),
+            ours=len(places),
+            heartbeat_places=heartbeat_places,
+            places=places,
         )
 
-    found = [ceiling(CeilingKind.SERVER, "", table.usable, table.used, table.sidecars)]
+    found = [ceiling(CeilingKind.SERVER, "", table.usable, table.used, known)]
     if table.role_limit is not None:
-        found.append(ceiling(CeilingKind.ROLE, table.role, table.role_limit, table.role_used, table.sidecars))
+        same_role = [session for session in known if session.own_role]
+        found.append(ceiling(CeilingKind.ROLE, table.role, table.role_limit, table.role_used, same_role))
     if table.database_limit is not None:
-        here = [session for session in table.sidecars if session.in_database]
+        here = [session for session in known if session.in_database]
         found.append(ceiling(CeilingKind.DATABASE, table.database, table.database_limit, table.database_used, here))
     return tuple(found)
 
@@ -224,9 +281,8 @@ def allowance(ceiling: Ceiling, *, margin: float = 0.0) -> Allowance:
     room = usable - SLOTS_LEFT_FREE
     heartbeats = max(0, min(heartbeats, room - ceiling.others))
     standing = max(ceiling.heartbeats, 1) if heartbeats else 0  # room is kept for one that is about to log in
-    return Allowance(
-        heartbeats=heartbeats, measuring=max(0, min(measuring, room - ceiling.others - min(standing, heartbeats)))
-    )
+    left = room - ceiling.others - min(standing, heartbeats) - LOOKS
+    return Allowance(heartbeats=heartbeats, measuring=max(0, min(measuring, left)))
 
 
 @dataclass(slots=True)
@@ -259,20 +315,22 @@ class CeilingWatch:
 
     def __init__(self) -> None:
         self._heartbeats, self._measuring = _Calm(), _Calm()
-        self.latest: Ceiling | None = None
+        self.is_refused = False  # nothing was allowed since a login was refused
 
     def observe(self, ceiling: Ceiling, now: float) -> Allowance:
         """Take the ceiling as it was seen just now; what is allowed from now on."""
-        self.latest = ceiling
         strict, lenient = allowance(ceiling, margin=MARGIN), allowance(ceiling)
-        return Allowance(
+        allowed = Allowance(
             heartbeats=self._heartbeats.settle(lenient.heartbeats, strict.heartbeats, now),
             measuring=self._measuring.settle(lenient.measuring, strict.measuring, now),
         )
+        self.is_refused = self.is_refused and allowed.measuring == 0
+        return allowed
 
     def refused(self, now: float) -> None:
         """A login was refused under it: everything but heartbeats is given back, and stays so for a while."""
         self._measuring.drop(now)
+        self.is_refused = True
 
 
 class RefusedCeiling:
@@ -305,6 +363,8 @@ class RefusedCeiling:
             measuring=server.measuring,
             our_heartbeats=server.our_heartbeats,
             ours=server.ours,
+            heartbeat_places=server.heartbeat_places,
+            places=server.places,
         )
 
 
@@ -317,26 +377,77 @@ class Room:
 
     @classmethod
     def of(cls, allowed: Allowance, ceiling: Ceiling) -> Room:
+        kept = sum(place < allowed.measuring for place in ceiling.places)
+        seats = sum(place < allowed.heartbeats for place in ceiling.heartbeat_places)
         return cls(
-            heartbeats=max(0, allowed.heartbeats - (ceiling.heartbeats - ceiling.our_heartbeats)),
-            measuring=max(0, allowed.measuring - (ceiling.measuring - ceiling.ours)),
+            heartbeats=max(seats, allowed.heartbeats - (ceiling.heartbeats - ceiling.our_heartbeats)),
+            measuring=max(kept, allowed.measuring - (ceiling.measuring - ceiling.ours)),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What one target would hold if nothing were in the way, and the ceilings above it.
+    """What one target would hold if nothing were in the way.
 
     `searching` while its idle limit is not verified: then `probes` come before everything but the pool's first.
     """
 
     target: str
-    ceilings: tuple[tuple[CeilingKind, str], ...]
     heartbeat: bool = True
     searching: bool = True
     probes: int = 0
     pool: int = 0
     trials: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What one target may hold from now on. What exceeds it is closed, and nothing beyond it is opened."""
+
+    heartbeat: bool = False
+    probes: int = 0
+    pool: int = 0
+    trials: int = 0
+
+    @property
+    def measuring(self) -> int:
+        """All but the heartbeat."""
+        return self.probes + self.pool + self.trials
+
+
+class Hindrance(StrEnum):
+    """Why a target holds less than it would."""
+
+    CROWDED = "crowded"  # others use most of what is usable
+    FEW_SLOTS = "few_slots"  # little is usable at all, or other targets and sidecars have it
+    REFUSED = "refused"  # a login was refused, lately or still
+    POOLER = "pooler"  # what is held through a pooler is taken from its queue
+    CAPPED = "capped"  # fleet.max_connections
+    PAUSED = "paused"  # by an operator
+    NOT_LOOKED_YET = "not_looked_yet"  # who holds the sessions is not known yet
+    UNSEEN = "unseen"  # the server does not show who holds its sessions
+    NO_SEAT = "no_seat"  # no heartbeat may stand, or none is wanted: nobody looks often enough to measure
+
+
+class PauseReason(StrEnum):
+    """Why nothing at all is held."""
+
+    BY_HAND = "by_hand"  # an operator asked for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetStatus:
+    """What a target is granted, and why it is not more. Numbers of the ceiling are None while nobody has looked."""
+
+    usable: int | None = None  # under the tightest ceiling
+    used: int | None = None
+    others: int | None = None  # of those used, no sidecar's
+    ceiling: CeilingKind | None = None  # which one it is
+    joint: int | None = None  # connections beside heartbeats that all sidecars together may hold under it
+    granted: Grant = field(default_factory=Grant)
+    wished: Grant = field(default_factory=Grant)
+    hindrance: Hindrance | None = None
+    since_at: float = 0.0  # wall clock: since when it has been this hindrance, or none
 
 
 class Holding(StrEnum):
@@ -350,12 +461,12 @@ class Holding(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """`target` wants to have `up_to` connections for `holding`; all of those missing or none, where it is `whole`."""
+    """`target` wants to have `up_to` connections for `holding`; with fewer than `at_least` nothing is gained."""
 
     target: str
     holding: Holding
     up_to: int
-    whole: bool = False
+    at_least: int = 1
 
 
 PROBES_AT_LEAST = 2
@@ -382,24 +493,28 @@ def claims(wishes: Sequence[Wish], *, turn: int, going_round: int) -> list[Claim
     return [claim for claim in made if claim.up_to > 0]
 
 
+def _probes(wish: Wish, up_to: int) -> Claim:
+    at_least = min(wish.probes, PROBES_AT_LEAST)
+    return Claim(target=wish.target, holding=Holding.PROBE, up_to=up_to, at_least=at_least)
+
+
 def _check(wish: Wish, connections: int) -> Iterable[Claim]:
     pair = min(wish.probes, PROBES_AT_LEAST) if connections >= PROBES_AT_LEAST else 0
-    yield Claim(target=wish.target, holding=Holding.PROBE, up_to=pair, whole=True)
+    yield _probes(wish, pair)
     yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1, connections - pair))
 
 
 def _essential(wish: Wish) -> Iterable[Claim]:
-    pair = min(wish.probes, PROBES_AT_LEAST)
-    yield Claim(target=wish.target, holding=Holding.PROBE, up_to=pair, whole=True)
+    yield _probes(wish, min(wish.probes, PROBES_AT_LEAST))
     if wish.searching:
         yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1))
-        yield Claim(target=wish.target, holding=Holding.PROBE, up_to=wish.probes)
+        yield _probes(wish, wish.probes)
 
 
 def _rest(wish: Wish) -> Iterable[Claim]:
     yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1))
     yield Claim(target=wish.target, holding=Holding.TRIAL, up_to=min(wish.trials, 1))
-    yield Claim(target=wish.target, holding=Holding.PROBE, up_to=wish.probes)
+    yield _probes(wish, wish.probes)
     yield Claim(target=wish.target, holding=Holding.POOL, up_to=wish.pool)
     yield Claim(target=wish.target, holding=Holding.TRIAL, up_to=wish.trials)
 
@@ -415,31 +530,38 @@ def grants(
     for claim in made:
         holder = (claim.target, claim.holding)
         is_heartbeat = claim.holding is Holding.HEARTBEAT
-        missing = claim.up_to - granted.get(holder, 0)
+        held = granted.get(holder, 0)
+        missing = claim.up_to - held
         room = min((left[key][is_heartbeat] for key in ceilings[claim.target]), default=missing)
         more = min(missing, room)
-        if more <= 0 or (claim.whole and more < missing):
+        if more <= 0 or held + more < claim.at_least:
             continue
-        granted[holder] = granted.get(holder, 0) + more
+        granted[holder] = held + more
         for key in ceilings[claim.target]:
             left[key][is_heartbeat] -= more
     return granted
 
 
-SHARE_OF_FREE = 0.05
-YIELD_ABOVE = 0.80
-LEAST = 2
+def grant_of(target: str, granted: Mapping[tuple[str, Holding], int]) -> Grant:
+    """What `grants` gave to one target."""
+    return Grant(
+        heartbeat=granted.get((target, Holding.HEARTBEAT), 0) > 0,
+        probes=granted.get((target, Holding.PROBE), 0),
+        pool=granted.get((target, Holding.POOL), 0),
+        trials=granted.get((target, Holding.TRIAL), 0),
+    )
 
 
-def connections_to_spare(declared: Declared, wanted: int, own: int) -> int:
-    """How many probe connections may be open: at most `wanted`, 0 when the server is nearly full.
+def within_cap(granted: Mapping[str, Grant], cap: int) -> dict[str, Grant]:
+    """What remains of grants, in the order of their targets, where the process may hold no more than `cap`.
 
-    `own` is how many of the used ones are ours. Without figures from the server the wish stands: it is small.
+    One of them is the connection of a moment; heartbeats come first here, too.
     """
-    if declared.max_connections is None or declared.used_connections is None:
-        return wanted
-    others = max(0, declared.used_connections - own)
-    if others > YIELD_ABOVE * declared.max_connections:
-        return 0
-    free = declared.max_connections - (declared.reserved_connections or 0) - others
-    return min(wanted, max(LEAST, int(SHARE_OF_FREE * free)))
+    wishes = [
+        Wish(target=target, heartbeat=one.heartbeat, probes=one.probes, pool=one.pool, trials=one.trials)
+        for target, one in granted.items()
+    ]
+    heartbeats = min(sum(wish.heartbeat for wish in wishes), max(0, cap - LOOKS))
+    room = Room(heartbeats=heartbeats, measuring=max(0, cap - LOOKS - heartbeats))
+    capped = grants(claims(wishes, turn=0, going_round=0), dict.fromkeys(granted, ("cap",)), {"cap": room})
+    return {target: grant_of(target, capped) for target in granted}

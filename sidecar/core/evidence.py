@@ -107,7 +107,8 @@ class Ending:
 
     `noticed` tells what found it: `reading` (at once, while it rested), `using` (an answer to use: RST, FIN or an
     error) or `deadline` (use got no answer at all). `said` is what the server meant by its last words, which follow as
-    it put them; all are None where it said nothing.
+    it put them; all are None where it said nothing. `own_limit`: it was the idle_session_timeout that we had set for
+    this session ourselves, so that nothing of ours stays behind: it testifies to nothing.
     """
 
     noticed: Noticed
@@ -116,6 +117,7 @@ class Ending:
     severity: str | None = None  # "FATAL", "WARNING", … of the message that came before the end
     sqlstate: str | None = None
     message: str | None = None
+    own_limit: bool = False
 
     @property
     def death(self) -> Death:

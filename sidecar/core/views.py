@@ -10,19 +10,11 @@ from typing import Protocol
 from sidecar.core.advice.ping_cost import Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.availability.readiness import Readiness
+from sidecar.core.budget import ConnectionRole as ConnectionRole
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
-
-
-class ConnectionRole(StrEnum):
-    """What the sidecar holds a connection for."""
-
-    POOL = "pool"
-    PROBE = "probe"
-    HEARTBEAT = "heartbeat"
-    TRIAL = "trial"
 
 
 class ConnectionState(StrEnum):

@@ -45,6 +45,7 @@ from sidecar.core.availability.facts import (
 )
 from sidecar.core.availability.machine import AvailabilityMachine
 from sidecar.core.availability.status import AvailabilityStatus
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Aged, Disturbed, Outage
 from sidecar.core.identity import Identity
 from sidecar.probes.driver import Driver, WatchedConnection
@@ -54,8 +55,6 @@ from sidecar.settings.model import TargetSettings
 _T = TypeVar("_T")
 
 _log = logging.getLogger("sidecar.heartbeat")
-
-_ROLE = "heartbeat"
 
 _DEADLINES_TO_GIVE_UP = 3
 """A question is given up after so many deadlines even if the machine, which knows when we slept, forgot it."""
@@ -295,7 +294,7 @@ class AvailabilityRunner:
 
     async def _open(self, address: str | None) -> tuple[WatchedConnection, Identity]:
         deadline = self._target.heartbeat.deadline
-        connection = await self._driver.open(_ROLE, deadline_seconds=deadline, host=address)
+        connection = await self._driver.open(ConnectionRole.HEARTBEAT, deadline_seconds=deadline, host=address)
         try:
             return connection, await connection.use(deadline)
         except BaseException:

@@ -7,10 +7,14 @@ A `Driver` is the way to one target: it knows address, credentials and TLS, read
 opens two kinds of connections.
 
 A `WatchedConnection` is for measuring: it tells when it was used, how it ended and what the server said before, and
-offers the few questions the sidecar asks, each answered in the core's language. Questions are asked one at a time, each
-has a deadline, and each ends in one of three ways. The server answers. It refuses, which is an answer too: what could
-not be learnt is then None or empty. Or the connection is gone, which raises ConnectionEnded with everything seen of the
-end. Nothing else is raised, and no question keeps a transaction open or leaves anything behind on the server.
+offers the few questions the sidecar asks, each answered in the core's language. Several may ask at once, the observer
+over the heartbeat's session above all: the connection asks one after the other, in the order they came. Each question
+has a deadline, which runs from when the caller asked, whoever is in front; at its end the connection is taken for dead
+if it has answered nobody since. So a heartbeat behind a slow question finds a dead path as soon as one that stands
+alone, and a queue that moves kills nobody. A question ends in one of three ways. The server answers. It refuses, which
+is an answer too: what could not be learnt is then None or empty. Or the connection is gone, which raises
+ConnectionEnded with everything seen of the end. Nothing else is raised, and no question keeps a transaction open or
+leaves anything behind on the server, but the limit on the session's own rest that `limit_rest` asks for.
 
 A plain connection is the driver library's own object, as an application's pool would hold it. SQLAlchemy's dialect,
 named by `sqlalchemy_url`, takes it from `connect`; to everybody here it is opaque, and what little must be known of it
@@ -19,8 +23,12 @@ SQLAlchemy and as the library's own errors: `errors` says which those are, and `
 
 Whoever measures knows this module and none of the families. Which one a target belongs to is decided where the target
 is wired, by calling a constructor. What a family cannot know (a timeline, who it is, what it is short of) it leaves
-None: absence is an answer that the core is used to. A question that comes to be asked (who holds the sessions, end the
-ones we left behind) is one more method here, and a setting for our own sessions one more argument of `open`.
+None: absence is an answer that the core is used to. A question that comes to be asked is one more method here, and a
+setting for our own sessions one more argument of `open`.
+
+What is done to a session (limit its rest, end one that was left behind) is done to our own, and only where that is
+certain. Behind a pooler it never is: what one sets there, another inherits. So nothing is done where `is_pooled` is
+anything but False.
 """
 
 from __future__ import annotations
@@ -30,12 +38,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from sidecar.core.advice.verdict import Activity
-from sidecar.core.budget import Declared
+from sidecar.core.budget import APPLICATION as APPLICATION
+from sidecar.core.budget import ConnectionRole, Declared, LeftSession, SessionTable
 from sidecar.core.evidence import Ending, Keepalive
 from sidecar.core.identity import Identity
-
-APPLICATION = "connection-health-sidecar"
-"""What every session of ours is called on the server, followed by a slash and its role."""
 
 PlainConnection: TypeAlias = Any
 """A connection of the driver library. No type is shared by the libraries, and nobody but the driver looks into it."""
@@ -79,6 +85,18 @@ class WatchedConnection(Protocol):
     def ended(self) -> asyncio.Future[Ending]: ...
 
     @property
+    def backend_pid(self) -> int | None:
+        """What the server, or a pooler, said at the handshake that the pid of this session is."""
+
+    @property
+    def is_pooled(self) -> bool | None:
+        """Whether somebody else answers than who shook hands. None before the first `use`, or where nobody tells."""
+
+    @property
+    def rest_limited_to_seconds(self) -> float | None:
+        """After how long a rest the server ends the session because we said so; None where it has its own rule."""
+
+    @property
     def reports_role(self) -> bool:
         """Whether the server tells with its next answer, unasked, that it has come to be primary or standby."""
 
@@ -105,6 +123,30 @@ class WatchedConnection(Protocol):
     async def activity(self, deadline_seconds: float) -> Activity | None:
         """What it shows of the application's sessions, none of ours among them; None when it refuses."""
 
+    async def sessions(self, deadline_seconds: float) -> SessionTable | None:
+        """Who holds the sessions of the server, and its limits on them; None when it refuses."""
+
+    async def limit_rest(self, seconds: float, deadline_seconds: float) -> float | None:
+        """Have the server end this session when it rests for longer: only ever sooner than is declared for it.
+
+        To be asked before each rest: what is declared may have changed, and a shorter limit of our own is lengthened
+        again. Answers `rest_limited_to_seconds`. Nothing is set through a pooler, on servers that have no such limit,
+        and before the first `use`. The end it brings about is an `Ending` with `own_limit`.
+        """
+
+    async def end_session(self, left: LeftSession, deadline_seconds: float) -> bool:
+        """End a session that another connection of this process left behind; whether it was told to.
+
+        Spared is whatever is not certain to be just that: another server or backend, another role or database, work
+        under way, anything that happened since we used it. Never through a pooler.
+        """
+
+    def left_behind(self) -> LeftSession | None:
+        """What the server may still hold of this connection; to be asked when it has ended or was terminated.
+
+        None where the server ended it or was told, behind a pooler, and where too little is known of it.
+        """
+
     def terminate(self) -> None:
         """Drop the connection at once, without waiting for the peer."""
 
@@ -122,14 +164,14 @@ class Driver(Protocol):
 
     async def open(
         self,
-        role: str,
+        role: ConnectionRole,
         *,
         deadline_seconds: float,
         host: str | None = None,
         keepalive: Keepalive | None = None,
         user_timeout_ms: int | None = None,
     ) -> WatchedConnection:
-        """Open a watched connection under the name `connection-health-sidecar/<role>`.
+        """Open a watched connection under its role's name (see `ConnectionRole`).
 
         Keepalive is off unless given: on a probe it would fake immortality. `host` replaces the configured one, for
         trying each address a name resolves to; TLS still verifies the configured name.
@@ -138,7 +180,7 @@ class Driver(Protocol):
 
     async def connect(
         self,
-        role: str,
+        role: ConnectionRole,
         *,
         deadline_seconds: float,
         keepalive: Keepalive | None = None,
@@ -146,6 +188,15 @@ class Driver(Protocol):
         statement_cache: bool = True,
     ) -> PlainConnection:
         """Open a plain connection, as `open` does; without `statement_cache` it keeps no prepared statement."""
+
+    def pid_of(self, connection: PlainConnection) -> int | None:
+        """The `backend_pid` of a plain connection."""
+
+    async def limit_rest_of(self, connection: PlainConnection, seconds: float, deadline_seconds: float) -> float | None:
+        """What `limit_rest` does, for a plain connection that was just opened and that nobody uses yet.
+
+        Raises CannotConnect where nobody answers; the connection is then dropped.
+        """
 
     def is_closed(self, connection: PlainConnection) -> bool:
         """Whether a plain connection is known to be dead."""

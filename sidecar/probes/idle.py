@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from sidecar.clock import boot_time
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Aged, Disturbed, Ending, Observation
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
@@ -112,7 +113,7 @@ class IdleProbeRunner:
         started = loop.time()
         try:
             connection = await self._driver.open(
-                "probe", deadline_seconds=self._deadline_seconds, keepalive=command.keepalive
+                ConnectionRole.PROBE, deadline_seconds=self._deadline_seconds, keepalive=command.keepalive
             )
         except CannotConnect as error:
             self._facts.put_nowait(OpenFailed(connection=number, error=error.reason, said=error.said))

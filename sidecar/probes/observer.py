@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 
 from sidecar.core.advice.verdict import Activity
-from sidecar.core.budget import Declared
+from sidecar.core.budget import ConnectionRole, Declared
 from sidecar.probes.driver import Driver
 from sidecar.probes.errors import CannotConnect, ConnectionEnded
 
@@ -35,7 +35,7 @@ _JITTER_SHARE = 0.1
 
 async def observe(driver: Driver) -> tuple[Declared, Activity | None]:
     """Ask once. A server that would not tell declares nothing; raises CannotConnect or ConnectionEnded."""
-    connection = await driver.open("observer", deadline_seconds=DEADLINE_SECONDS)
+    connection = await driver.open(ConnectionRole.OBSERVER, deadline_seconds=DEADLINE_SECONDS)
     try:
         declared = await connection.declared(DEADLINE_SECONDS)
         if declared is None:

@@ -38,6 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from sidecar.core.advice.recommendation import Recommendation
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Death
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
@@ -259,7 +260,7 @@ class CanaryPool:
         # Rounded, because operators are told when it passes.
         remaining = max(round(self._deadline - started, 1), 0.1)
         connection = await self._driver.connect(
-            "pool", deadline_seconds=remaining, statement_cache=self._statement_cache
+            ConnectionRole.POOL, deadline_seconds=remaining, statement_cache=self._statement_cache
         )
         self._observe(Connected(seconds=loop.time() - started))
         # Between here and `_on_connect` the dialect asks the server about types, with no deadline of its own.

@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from sidecar.core.advice.recommendation import SetupName, TrialOutcome
 from sidecar.core.advice.trials import Attempt, Setup, TrialResult
+from sidecar.core.budget import ConnectionRole
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
 
@@ -155,7 +156,7 @@ async def try_out(
 
     async def connect() -> PlainConnection:
         connection = await driver.connect(
-            "trial",
+            ConnectionRole.TRIAL,
             deadline_seconds=CONNECT_SECONDS,
             keepalive=setup.keepalive,
             user_timeout_ms=setup.user_timeout_ms,
@@ -239,7 +240,7 @@ def _note_the_time(_connection: DBAPIConnection | None, entry: ConnectionPoolEnt
 
 async def _control(driver: Driver) -> None:
     try:
-        connection = await driver.connect("trial", deadline_seconds=CONNECT_SECONDS)
+        connection = await driver.connect(ConnectionRole.TRIAL, deadline_seconds=CONNECT_SECONDS)
     except CannotConnect as failure:
         raise TrialVoid(failure.reason) from failure
     driver.terminate(connection)

@@ -9,7 +9,8 @@ from sqlalchemy import URL, Connection, NullPool, event
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-_APPLICATION_NAME = "connection-health-sidecar/store"
+from sidecar.core.budget import ConnectionRole
+
 _SQLITE_BUSY_SECONDS = 1.0  # waiting for another process to release its lock
 
 _SQLITE_ADVICE = {
@@ -30,7 +31,7 @@ def create_engine(url: URL) -> AsyncEngine:
             poolclass=NullPool,
             hide_parameters=True,
             connect_args={
-                "server_settings": {"application_name": _APPLICATION_NAME},
+                "server_settings": {"application_name": ConnectionRole.STORE.session_name},
                 # A connection lives for one batch: nothing to cache, and transaction poolers do not mind.
                 "statement_cache_size": 0,
                 "prepared_statement_cache_size": 0,

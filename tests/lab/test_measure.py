@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab.test_lab import pooled_idle_session_timeout
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Cause, Death, Observation, Status
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.demo.service import Service, run_service
@@ -227,9 +228,11 @@ async def test_a_process_that_was_stopped_still_reads_what_happened_meanwhile(la
 async def test_an_answer_read_late_is_an_answer(lab: Lab) -> None:
     """The deadline is for the other side: a process that was stopped beyond it finds the answer waiting."""
     driver = PostgresDriver(TargetSettings(url=lab.path(lab.postgres()).endpoint.url, tls={"mode": "disable"}))
-    connection = await driver.open("probe", deadline_seconds=5)
+    connection = await driver.open(ConnectionRole.PROBE, deadline_seconds=5)
     using = asyncio.create_task(connection.use(0.2))
-    await asyncio.sleep(0)  # the query is sent
+    for _ in range(3):  # a question is a task of its own
+        await asyncio.sleep(0)
+    assert not connection._tap.answered, "the query is sent"
     time.sleep(0.5)  # noqa: ASYNC251 - to stop the process is the point
     assert await using == await connection.use(5)
     connection.terminate()

@@ -35,12 +35,19 @@ class ApplicationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activity:
-    """The application's sessions as the server shows them to their own role."""
+    """The application's sessions as the server shows them to their own role.
+
+    Those from our own address, which are the ones of the application beside us; and under `role_…` all of that role in
+    this database, wherever they come from, those included whose client is gone. None where they cannot be seen.
+    """
 
     connections: Mapping[str, int] = field(default_factory=dict)  # by state, as pg_stat_activity names it
     longest_idle_seconds: float | None = None
     oldest_seconds: float | None = None
     longest_idle_in_transaction_seconds: float | None = None
+    role_sessions: int | None = None
+    role_resting: int | None = None
+    role_longest_rest_seconds: float | None = None
 
 
 def judge_application(

@@ -41,6 +41,17 @@ def over(outage: Outage) -> bool:
     return all(downtime.ended is not None for downtime in outage.downtimes.values())
 
 
+def took_the_database_away(outage: Outage) -> bool:
+    """Whether the outage has a length that an application should be prepared for.
+
+    Not where fresh connections were turned away while the session went on reading and writing: the database was there,
+    and what refused them may have been no more than our own opening of one connection too many. Such a record is kept
+    and shown, and tells nothing of how long a failover takes.
+    """
+    beside_a_living_session = outage.read is None and outage.write is None
+    return not (outage.kind == OutageKind.REFUSAL and beside_a_living_session)
+
+
 def found_over(outage: Outage, at: float, *, writable: bool) -> Outage:
     """The record of an outage nobody watched to its end, when the database is found well `at` that time (wall clock).
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import asyncpg
 
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Keepalive
-from sidecar.probes.driver import APPLICATION, Failure, PlainConnection
+from sidecar.probes.driver import Failure, PlainConnection
 from sidecar.probes.errors import PASSWORD_FILE, Attempt, CannotConnect, translated
+from sidecar.probes.postgresql import queries
 from sidecar.probes.postgresql.errors import CANNOT_CONNECT, ERRORS, failure_of
 from sidecar.probes.postgresql.sockets import set_socket_options
-from sidecar.probes.postgresql.wire import PostgresConnection, reported, takes_no_writes
+from sidecar.probes.postgresql.wire import PostgresConnection, ask, pid_of, reported, takes_no_writes, timeout_ms
 from sidecar.settings.model import TargetSettings
 
 STATEMENTS_CACHED = 100
@@ -69,7 +71,7 @@ class PostgresDriver:
 
     async def open(
         self,
-        role: str,
+        role: ConnectionRole,
         *,
         deadline_seconds: float,
         host: str | None = None,
@@ -84,7 +86,7 @@ class PostgresDriver:
 
     async def connect(
         self,
-        role: str,
+        role: ConnectionRole,
         *,
         deadline_seconds: float,
         host: str | None = None,
@@ -92,9 +94,8 @@ class PostgresDriver:
         user_timeout_ms: int | None = None,
         statement_cache: bool = True,
     ) -> asyncpg.Connection[Any]:
-        target = self._settings
-        attempt = Attempt(where=target.display, host=target.host, deadline_seconds=deadline_seconds)
-        with translated(CANNOT_CONNECT, attempt):
+        target, name = self._settings, role.session_name
+        with translated(CANNOT_CONNECT, self._attempt(deadline_seconds)):
             async with asyncio.timeout(deadline_seconds):
                 connection = await asyncpg.connect(
                     host=host or target.host,
@@ -105,10 +106,21 @@ class PostgresDriver:
                     ssl=self._tls(),
                     timeout=deadline_seconds,
                     statement_cache_size=STATEMENTS_CACHED if statement_cache else 0,
-                    server_settings={"application_name": f"{APPLICATION}/{role}"},
+                    server_settings={"application_name": name},
                 )
         set_socket_options(connection, keepalive=keepalive, user_timeout_ms=user_timeout_ms)
         return connection
+
+    def pid_of(self, connection: PlainConnection) -> int | None:
+        return pid_of(connection)
+
+    async def limit_rest_of(self, connection: PlainConnection, seconds: float, deadline_seconds: float) -> float | None:
+        pid, milliseconds = pid_of(connection), timeout_ms(seconds)
+        if pid is None:
+            return None
+        with translated(CANNOT_CONNECT, self._attempt(deadline_seconds)):
+            row = await ask(connection, queries.limits_of_rest(pid, milliseconds)[-1], deadline_seconds)
+        return queries.own_limit(row, milliseconds)
 
     def is_closed(self, connection: PlainConnection) -> bool:
         return bool(connection.is_closed())
@@ -121,6 +133,10 @@ class PostgresDriver:
 
     def failure_of(self, error: BaseException) -> Failure:
         return failure_of(error)
+
+    def _attempt(self, deadline_seconds: float) -> Attempt:
+        target = self._settings
+        return Attempt(where=target.display, host=target.host, deadline_seconds=deadline_seconds)
 
     def _password(self) -> str | None:
         # Read at every connect, so that a rotated credential is taken up without a restart.

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from sidecar.core.budget import Session, SessionTable
 
 # `pg_stat_activity` may have been revoked, and the function under it not.
-_FROM = ("pg_stat_activity", "pg_stat_get_activity(NULL)")
+FROM = ("pg_stat_activity", "pg_stat_get_activity(NULL)")
+"""Where sessions are read, the preferred first."""
 
 # A superuser is bound by no limit but max_connections. Who may use the reserve (PostgreSQL 16 and later) is told by
 # membership in a role that older servers do not have.
@@ -33,15 +34,15 @@ SELECT current_setting('max_connections')::int - CASE WHEN me.rolsuper THEN 0 EL
  (SELECT count(*) FROM sessions WHERE mine AND NOT helper),
  d.datname, CASE WHEN me.rolsuper THEN -1 ELSE d.datconnlimit END,
  (SELECT count(*) FROM sessions s WHERE s.datid = d.oid AND NOT helper),
- (SELECT string_agg(pid || ' ' || (s.datid = d.oid) || ' ' || name, E'\\n' ORDER BY pid) FROM sessions s
-  WHERE mine AND NOT helper AND name LIKE '{prefix}/%')
+ (SELECT string_agg(pid || ' ' || mine || ' ' || (s.datid = d.oid) || ' ' || name, E'\\n' ORDER BY pid)
+  FROM sessions s WHERE NOT helper AND name LIKE '{prefix}/%')
 FROM me, pg_database d WHERE d.datname = current_database()
 """
 
 
 def queries(prefix: str) -> tuple[str, ...]:
     """The statements to try, in this order; the first that the server does not refuse tells. `prefix` is our names'."""
-    return tuple(_QUERY.format(activity=each, prefix=prefix) for each in _FROM)
+    return tuple(_QUERY.format(activity=each, prefix=prefix) for each in FROM)
 
 
 def table(row: Sequence[str | None]) -> SessionTable:
@@ -72,5 +73,5 @@ def _limit(text: str | None) -> int | None:
 
 
 def _session(line: str) -> Session:
-    pid, here, name = line.split(" ", 2)
-    return Session(pid=int(pid), name=name, in_database=here == "true")
+    pid, mine, here, name = line.split(" ", 3)
+    return Session(pid=int(pid), name=name, in_database=here == "true", own_role=mine == "true")
