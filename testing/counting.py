@@ -1,8 +1,8 @@
 """What a sidecar holds on a server and how often it knocks, counted by somebody else.
 
-A promise about connections is worth what a stranger counts. So nothing here asks the sidecar: a superuser's
-session looks at `pg_stat_activity` a few times a second, as a DBA with psql would (`Counter`), and the server's own log tells of
-every login, every refusal and every statement (`read_log`). Both come through the server's Unix socket, while the
+A promise about connections is worth what a stranger counts. So nothing here asks the sidecar: a superuser's session
+looks at `pg_stat_activity` a few times a second, as a DBA with psql would (`Counter`), and the server's own log tells
+of every login, every refusal and every statement (`read_log`). Both come through the server's Unix socket, while the
 sidecar comes over TCP: so the log tells whose a login is even where it was refused before it had a name. `Application`
 stands for what has to be left in peace; it notes each refusal and each delay itself.
 
