@@ -12,12 +12,16 @@ import asyncpg
 
 from sidecar.core.availability.outages import over
 from sidecar.core.availability.states import State
+from sidecar.core.budget import SessionTable
 from sidecar.core.evidence import Aged, Cause, Downtime, Interval, Outage
+from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
 from sidecar.probes.availability import AvailabilityRunner
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings.model import Settings
 
 EVERY, DEADLINE, RECONNECT = 0.4, 0.8, 0.25
+DOOR = EVERY + DEADLINE  # much more often than in earnest, so that tests of the connect path need not wait
 PATIENCE = 60.0  # for what must happen; nothing is measured by it
 TICK = 0.01  # the kernel's coarse clock, from which the truth about starts is taken
 LOOK = 0.005  # how often the event loop's lag is measured
@@ -66,11 +70,14 @@ class Watched:
     """A watch, and what it told."""
 
     def __init__(self, url: str, **target: Any) -> None:
-        heartbeat = {"every": EVERY, "deadline": DEADLINE, "reconnect_every": RECONNECT}
-        settings = Settings.model_validate({"targets": {"db": {"url": url, "heartbeat": heartbeat, **target}}})
+        heartbeat = {"every": EVERY, "deadline": DEADLINE, "reconnect_every": RECONNECT, "door_every": DOOR}
+        target["heartbeat"] = heartbeat | target.get("heartbeat", {})
+        settings = Settings.model_validate({"targets": {"db": {"url": url, **target}}})
         self.versions: list[Outage] = []
         self.causes: list[Cause] = []
         self.aged: list[Aged] = []
+        self.tables: list[tuple[SessionTable, Identity]] = []
+        self.refused: list[ServerSignal] = []
         self.lags: list[tuple[float, float]] = []  # wall clock, and by how much the event loop was late
         self.watch = AvailabilityRunner(
             "db",
@@ -79,6 +86,8 @@ class Watched:
             on_outage=self.versions.append,
             on_disturbed=lambda disturbed: self.causes.append(disturbed.cause),
             on_aged=self.aged.append,
+            on_table=lambda table, identity: self.tables.append((table, identity)),
+            on_refused=self.refused.append,
         )
 
     async def measure_lag(self) -> None:

@@ -27,8 +27,10 @@ from sidecar.core.availability.commands import (
     Command,
     Discard,
     Drop,
+    Look,
     Record,
     Tell,
+    TellRefused,
     Witness,
 )
 from sidecar.core.availability.facts import (
@@ -39,13 +41,17 @@ from sidecar.core.availability.facts import (
     NotConnected,
     PooledLost,
     Resolved,
+    Resume,
     RoleChanged,
     SessionEnded,
     Suspected,
+    Suspend,
+    TableAnswered,
     WriteAnswered,
 )
 from sidecar.core.availability.machine import IN_FLIGHT, AvailabilityMachine
 from sidecar.core.availability.outages import found_over, of_age, over, took_the_database_away
+from sidecar.core.availability.pacing import TAKEN_UP_WITHIN_SECONDS
 from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, State, diagram
 from sidecar.core.evidence import STALE_WRITER, Cause, Death, Disturbed, Downtime, Ending, Interval, Outage, OutageKind
 from sidecar.core.identity import Identity
@@ -54,6 +60,7 @@ from sidecar.probes.postgresql.signals import signal_of
 from testing.endings import ending, fatal
 
 EVERY, DEADLINE, RECONNECT = 1.0, 2.0, 0.1
+DOOR = EVERY + DEADLINE  # much more often than ever, for the sake of those tests that count on it
 EPOCH = 1_790_000_000.0  # wall clock minus monotonic clock
 
 PRIMARY = Identity(address="10.0.0.1:5432", started_at=1.0, system_identifier="7", timeline=1, in_recovery=False)
@@ -87,6 +94,7 @@ def make(now: float = 100.0, at: float | None = None, jitter: Callable[[], float
         every=EVERY,
         deadline=DEADLINE,
         reconnect_every=RECONNECT,
+        door_every=DOOR,
         run="run",
         jitter=jitter,
         now=now,
@@ -152,9 +160,15 @@ class Script:
             self.timer()
             if any(isinstance(new, command) for new in self.commands[seen:]):
                 return
-            if any(isinstance(new, Beat) for new in self.commands[seen:]) and command is not Drop:
-                self.see(BeatAnswered(at=self.at))
+            if command is not Drop:
+                self.answer(self.commands[seen:])
         raise AssertionError(f"no {command.__name__} within ten timers")
+
+    def answer(self, commands: Iterable[Command]) -> None:
+        """Answer a sign of life that was asked for."""
+        for command in commands:
+            if isinstance(command, Beat | Look):
+                self.see(BeatAnswered(at=self.at) if isinstance(command, Beat) else TableAnswered(at=self.at))
 
     def connect(self, identity: Identity = PRIMARY, **more: Any) -> None:
         self.timer_until(Attempt)
@@ -195,6 +209,8 @@ def in_state(state: State) -> Script:
         case State.READ_ONLY:
             script.connect()
             script.write(writable=False)
+        case State.SUSPENDED:
+            script.healthy().see(Suspend(looks=True))
     assert script.state is state
     return script
 
@@ -223,10 +239,14 @@ def fact_of(event: Event, script: Script) -> Fact:
                 script.see(RoleChanged(read_only=True))
                 script.see(RoleChanged(read_only=False))
                 if not isinstance(script.commands[-1], CheckWrite):  # a beat is out
-                    script.see(BeatAnswered(at=script.at))
+                    script.answer([Beat()])
             return WriteAnswered(at=script.at, writable=True)
         case Event.NOT_WRITABLE:
             return RoleChanged(read_only=True)
+        case Event.SUSPENDED:
+            return Suspend(looks=False)
+        case Event.RESUMED:
+            return Resume()
 
 
 @pytest.mark.parametrize("state", State)
@@ -629,7 +649,7 @@ def test_trouble_of_others_is_looked_into_at_once() -> None:
     script.see(Suspected(), after=0.3)
     seen = len(script.commands)
     script.timer()
-    assert {type(command) for command in script.commands[seen:]} == {Beat, Attempt}
+    assert {type(command) for command in script.commands[seen:]} in ({Beat, Attempt}, {Look, Attempt})
     script.see(not_connected(script.attempt, "53300", ""))
     assert script.state is State.CONNECT_BLOCKED
 
@@ -1000,7 +1020,7 @@ class World:
     def obey(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case Beat() | CheckWrite():
+                case Beat() | Look() | CheckWrite():
                     self.ask(type(command))
                 case Attempt(number=number):
                     self.attempts[number] = self.now
@@ -1017,7 +1037,7 @@ class World:
                     self.attempts.clear()
                 case Record(outage=outage):
                     self.records[outage.id] = outage
-                case Discard() | Tell() | Witness():
+                case Discard() | Tell() | TellRefused() | Witness():
                     pass
 
     def ask(self, question: type[Command]) -> None:
@@ -1034,7 +1054,8 @@ class World:
                 self.knows_read_only = read_only
                 self.see(RoleChanged(read_only=read_only))
             at = self.now + EPOCH
-            self.see(BeatAnswered(at=at) if question is Beat else WriteAnswered(at=at, writable=not read_only))
+            answers = {Beat: BeatAnswered(at=at), Look: TableAnswered(at=at)}
+            self.see(answers.get(question) or WriteAnswered(at=at, writable=not read_only))
 
         self.later(trip, answer)
 
@@ -1149,6 +1170,8 @@ def check(outage: Outage, truth: Truth) -> None:
             width += DEADLINE
         assert downtime.began.width_seconds <= width + slack, name
         width = 2 * RECONNECT
+        if truth.kind == "refusal":  # the pauses have grown with it
+            width += 1.5 * (truth.ended["connect"] - truth.began) + 1.2
         if truth.silent:  # of one that was over when it was noticed, the end is known no better than the beginning
             width = EVERY + DEADLINE + patience if ended < conclusive else DEADLINE / 4
         assert downtime.ended.width_seconds <= width + RECONNECT + slack, name
@@ -1179,6 +1202,8 @@ def test_the_truth_lies_inside_the_intervals(disturbances: list[Disturbance], se
         assert set(world.records) == known, "an outage was invented"
         truth = world.undergo(disturbance)
         world.run_until(world.now + 2 * (EVERY + DEADLINE))
+        if truth.kind == "refusal":
+            world.run_until(world.now + TAKEN_UP_WITHIN_SECONDS)
         new = [outage for id_, outage in world.records.items() if id_ not in known]
         assert len(new) == 1 or (not new and not truth.seen)
         for outage in new:
@@ -1223,7 +1248,7 @@ class Shell(RuleBasedStateMachine):
     def obey(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case Beat() | CheckWrite():
+                case Beat() | Look() | CheckWrite():
                     assert self.session
                     assert self.question is None
                     self.question = type(command)

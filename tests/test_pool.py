@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import asyncpg
 import pytest
 from facts.wire import recording
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -357,3 +358,60 @@ async def test_ends_at_once_on_a_path_that_answers_nothing(
             if ping_under_way:
                 await asyncio.sleep(0.3)
     assert pool.connections == {"checked_out": 0, "idle": 0}
+
+
+# -- how many it holds ------------------------------------------------------------------------------------------------
+
+
+async def sessions_of_the_pool(url: str) -> set[int]:
+    """Their pids, as the server sees them."""
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT pid FROM pg_stat_activity WHERE application_name = 'connhealth/pool'")
+        return {row["pid"] for row in rows}
+    finally:
+        await connection.close()
+
+
+async def test_holds_no_more_than_it_is_told_from_one_moment_to_the_next(postgres: PostgresServer) -> None:
+    async with held(postgres.url(), size=3, round_every_seconds=0.02) as (pool, log):
+        await log.until(turned, count=6)
+        assert await sessions_of_the_pool(postgres.url()) == pool.pids
+        assert len(pool.pids) == 3
+        for size in (1, 3, 2, 0):
+            pool.resize(size)
+            await asyncio.sleep(0.2)
+            assert len(await sessions_of_the_pool(postgres.url())) == sum(pool.connections.values()) == size
+            seen = len(log.facts)
+            await asyncio.sleep(0.2)
+            turns = [fact for fact in log.facts[seen:] if isinstance(fact, CheckedOut)]
+            assert bool(turns) == bool(size)
+        pool.resize(3)
+        await log.until(turned, count=6)
+        assert len(pool.pids) == 3
+    assert not log.of(TurnFailed)
+    assert all(fact.ok for fact in log.of(PrePinged))
+    assert {fact.reason for fact in log.of(Closed)} == {"given_back", "disposed"}
+    assert all(fact.death is None for fact in log.of(Closed))
+
+
+async def test_what_is_given_back_in_the_midst_of_a_turn_is_gone_at_once_and_no_failure(
+    postgres: PostgresServer, make_path: MakePath
+) -> None:
+    """Over a path that answers nothing any more: in use, in a ping, or just being opened."""
+    path = await make_path(postgres)
+    async with held(postgres.url(port=path.port), size=2, timeout=10) as (pool, log):
+        await log.until(turned, count=4)
+        path.pause()
+        await asyncio.sleep(0.3)
+        pool.resize(0)
+        assert sum(pool.connections.values()) <= 1
+        await asyncio.sleep(0.3)
+        assert sum(pool.connections.values()) == 0
+        pool.resize(1)
+        await asyncio.sleep(0.3)  # it hangs in opening a new one
+        pool.resize(0)
+        await asyncio.sleep(0.3)
+        assert sum(pool.connections.values()) == 0
+    assert not log.of(TurnFailed)
+    assert all(fact.ok for fact in log.of(PrePinged))

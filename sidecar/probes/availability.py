@@ -1,5 +1,8 @@
 """The watch over one target, on real connections: carries out what the availability machine decides.
 
+While attempts are refused the files are watched that hold what we log in with: to look at them costs the server
+nothing, and a rotated password is taken up at once.
+
 All tasks belong to the task group of `AvailabilityRunner.run`, so that none can die unnoticed, and all of them hand
 their facts to the machine in the same step in which they wake up. A task that was given up is cancelled before it can
 do so, hence no fact ever comes late.
@@ -16,40 +19,50 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from sidecar.core.availability.commands import (
     Adopt,
+    AskTable,
     Attempt,
     Beat,
     CheckWrite,
     Command,
     Discard,
     Drop,
+    Look,
     Record,
     Tell,
+    TellRefused,
     Witness,
 )
 from sidecar.core.availability.facts import (
     AgeKnown,
     BeatAnswered,
     Connected,
+    CredentialsChanged,
     Fact,
+    LoggedIn,
     NotConnected,
     PooledLost,
     Resolved,
+    Resume,
     RoleChanged,
     SessionEnded,
     Suspected,
+    Suspend,
+    TableAnswered,
     WriteAnswered,
 )
 from sidecar.core.availability.machine import AvailabilityMachine
 from sidecar.core.availability.status import AvailabilityStatus
-from sidecar.core.budget import ConnectionRole
-from sidecar.core.evidence import Aged, Disturbed, Outage
+from sidecar.core.budget import ConnectionRole, SessionTable
+from sidecar.core.evidence import Aged, Disturbed, Noticed, Outage
 from sidecar.core.identity import Identity
+from sidecar.core.signals import ServerSignal
 from sidecar.probes.driver import Driver, WatchedConnection
-from sidecar.probes.errors import CannotConnect, ConnectionEnded
+from sidecar.probes.errors import CannotConnect, ConnectionEnded, name_of
 from sidecar.settings.model import TargetSettings
 
 _T = TypeVar("_T")
@@ -59,13 +72,20 @@ _log = logging.getLogger("sidecar.heartbeat")
 _DEADLINES_TO_GIVE_UP = 3
 """A question is given up after so many deadlines even if the machine, which knows when we slept, forgot it."""
 
+_REST_AT_MOST_SECONDS = 300.0
+"""After so long a rest the server may end our session: nothing of it stays behind on a path that forgot it."""
+
+_CREDENTIALS_EVERY_SECONDS = 1.0
+"""Between two looks at the files we log in with, while we are refused."""
+
 
 class AvailabilityRunner:
     """Watches one target as long as `run` runs.
 
     `on_outage` is told every version of every outage's record, `on_disturbed` when connections open now or lately
-    testify to nothing, `on_aged` how old a session got that ended by itself; all inside the event loop. Nothing raises
-    but faults in the program.
+    testify to nothing, `on_aged` how old a session got that ended by itself, `on_table` who holds the sessions of the
+    server that is so identified, `on_refused` each time a fresh connection was refused; all inside the event loop.
+    Nothing raises but faults in the program.
     """
 
     def __init__(
@@ -77,16 +97,20 @@ class AvailabilityRunner:
         on_outage: Callable[[Outage], None],
         on_disturbed: Callable[[Disturbed], None],
         on_aged: Callable[[Aged], None],
+        on_table: Callable[[SessionTable, Identity], None] = lambda _table, _identity: None,
+        on_refused: Callable[[ServerSignal], None] = lambda _said: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._name, self._target, self._driver, self._wall = name, target, driver, wall
         self._on_outage, self._on_disturbed, self._on_aged = on_outage, on_disturbed, on_aged
+        self._on_table, self._on_refused = on_table, on_refused
         self._loop = asyncio.get_running_loop()
         self._machine = AvailabilityMachine(
             name,
             every=target.heartbeat.every,
             deadline=target.heartbeat.deadline,
             reconnect_every=target.heartbeat.reconnect_every,
+            door_every=target.heartbeat.door_every,
             run=secrets.token_hex(4),
             jitter=random.random,
             now=self._loop.time(),
@@ -99,7 +123,15 @@ class AvailabilityRunner:
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._answered: dict[int, WatchedConnection] = {}  # fresh connections, until the machine has said what for
         self._resolution: asyncio.Future[tuple[Sequence[str], float]] | None = None
+        self._identities: dict[WatchedConnection, Identity] = {}  # of those that are open
+        self._is_pooled: bool | None = None
+        tls = target.tls
+        files = (target.password_file, tls.ca_file, tls.cert_file, tls.key_file)
+        self._credentials = [Path(file) for file in files if file is not None]
+        self._credentials_task: asyncio.Task[None] | None = None
         self._complaint: str | None = None  # the last one logged: each is logged once
+        if not target.heartbeat.enabled:
+            self.suspend(looks=True)
 
     @property
     def status(self) -> AvailabilityStatus:
@@ -110,6 +142,36 @@ class AvailabilityRunner:
     def connections(self) -> int:
         """Open connections."""
         return len(self._answered) + (self._session is not None)
+
+    @property
+    def session(self) -> WatchedConnection | None:
+        """The connection that is kept open, for others to ask something over it."""
+        return self._session
+
+    @property
+    def pids(self) -> set[int]:
+        """What the server calls the open connections."""
+        open_ones = [*self._answered.values(), *([] if self._session is None else [self._session])]
+        return {connection.backend_pid for connection in open_ones if connection.backend_pid is not None}
+
+    @property
+    def is_pooled(self) -> bool | None:
+        """Whether a pooler stands between, as of the last connection that could tell; None where none could."""
+        return self._is_pooled
+
+    def suspend(self, *, looks: bool) -> None:
+        """Give back every connection now, and hold none until `resume`; with `looks` a short one comes by now and then.
+
+        To be told in any state, also before `run`.
+        """
+        self._observe(Suspend(looks=looks))
+
+    def resume(self) -> None:
+        """Hold a connection again, as far as the settings want one."""
+        if not self._target.heartbeat.enabled:
+            self.suspend(looks=True)
+        elif self.status.suspended:
+            self._observe(Resume())
 
     def pooled_lost(self, loss: str, *, seconds_since_well: float) -> None:
         """To be told of other connections to this target that were lost (see `PooledLost`)."""
@@ -138,30 +200,39 @@ class AvailabilityRunner:
 
     def _observe(self, fact: Fact) -> None:
         self._carry_out(self._machine.observe(fact, self._loop.time()))
+        if self._credentials and self._machine.awaits_credentials and self._credentials_task is None:
+            self._credentials_task = self._group.create_task(
+                self._watch_credentials(), name=f"heartbeat-{self._name}-credentials"
+            )
         self._wake.set()  # the next deadline may be another one now
 
     def _carry_out(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
-                case Beat():
-                    self._start(self._beat)
-                case CheckWrite():
-                    self._start(self._check_write)
-                case Attempt(number=number):
+                case Beat() | Look() | CheckWrite():
+                    self._start({Beat: self._beat, Look: self._look, CheckWrite: self._check_write}[type(command)])
+                case Attempt(number=number, role=role):
                     self._attempts[number] = self._group.create_task(
-                        self._attempt(number), name=f"heartbeat-{self._name}-attempt-{number}"
+                        self._attempt(number, role), name=f"heartbeat-{self._name}-attempt-{number}"
+                    )
+                case AskTable(number=number):
+                    self._attempts[number] = self._group.create_task(
+                        self._ask_for_table(number), name=f"heartbeat-{self._name}-look-{number}"
                     )
                 case Adopt(number=number):
                     session = self._answered.pop(number)
+                    identity = self._identities[session]
                     self._drop()
-                    self._session = session
+                    self._session, self._identities[session] = session, identity
                     self._start(self._await_end)
                 case Discard(number=number):
-                    self._answered.pop(number).terminate()
+                    self._discard(number)
                 case Drop():
                     self._drop()
                 case Record(outage=outage):
                     self._on_outage(outage)
+                case TellRefused(said=said):
+                    self._on_refused(said)
                 case Tell(disturbed=disturbed):
                     self._on_disturbed(disturbed)
                 case Witness(aged=aged):
@@ -186,6 +257,19 @@ class AvailabilityRunner:
             self._observe_role(session, was_read_only)
             self._observe(BeatAnswered(at=self._wall()))
 
+    async def _look(self, session: WatchedConnection) -> None:
+        deadline = self._target.heartbeat.deadline * _DEADLINES_TO_GIVE_UP
+        with contextlib.suppress(ConnectionEnded):
+            was_read_only = session.read_only
+            table = await session.sessions(deadline)
+            self._observe_role(session, was_read_only)
+            self._observe(TableAnswered(at=self._wall()))
+            if table is not None and session is self._session:
+                self._on_table(table, self._identities[session])
+            # Not sooner: when writing was possible again is known no better than this takes.
+            if session is self._session and session.rest_limited_to_seconds is None and session.is_pooled is False:
+                await session.limit_rest(_REST_AT_MOST_SECONDS, deadline)
+
     async def _check_write(self, session: WatchedConnection) -> None:
         with contextlib.suppress(ConnectionEnded):
             was_read_only = session.read_only
@@ -208,14 +292,35 @@ class AvailabilityRunner:
                 connection.terminate()
         self._session = None
         self._answered.clear()
+        self._identities.clear()
         for task in tasks:
             if task is not asyncio.current_task():  # which is about to end by itself
                 task.cancel()
 
     # The connect path
 
-    async def _attempt(self, number: int) -> None:
-        fact = await self._try_to_connect(number)
+    def _discard(self, number: int) -> None:
+        connection = self._answered.pop(number)
+        self._identities.pop(connection, None)
+        connection.terminate()
+
+    async def _ask_for_table(self, number: int) -> None:
+        connection = self._answered[number]
+        identity = self._identities[connection]
+        try:
+            table = await connection.sessions(self._target.heartbeat.deadline)
+        except ConnectionEnded as end:
+            del self._attempts[number]  # before it can be given up: it has ended
+            self._discard(number)
+            self._observe(_not_connected(number, end))
+            return
+        del self._attempts[number]
+        self._observe(TableAnswered(at=self._wall()))
+        if table is not None:
+            self._on_table(table, identity)
+
+    async def _attempt(self, number: int, role: ConnectionRole) -> None:
+        fact = await self._try_to_connect(number, role)
         del self._attempts[number]  # before it can be given up: it has ended
         if isinstance(fact, Connected):
             self._complaint = None
@@ -224,34 +329,34 @@ class AvailabilityRunner:
             _log.warning("cannot connect", extra={"target": self._name, "error": fact.error, "sqlstate": fact.sqlstate})
         self._observe(fact)
 
-    async def _try_to_connect(self, number: int) -> Connected | NotConnected:
+    async def _try_to_connect(self, number: int, role: ConnectionRole) -> Connected | NotConnected:
         deadline = self._target.heartbeat.deadline
-        said = sqlstate = None
+        resolved = False
         try:
             async with asyncio.timeout(deadline):
                 addresses, asked = await self._resolve()
                 self._observe(Resolved(addresses=tuple(sorted(addresses)), asked=asked))
-                connection, identity = await self._open_first(addresses)
-        except CannotConnect as failure:
-            error, name, said, sqlstate = failure.reason, failure.name, failure.said, failure.sqlstate
-        except ConnectionEnded as end:
-            error = end.ending.message or "the connection ended before its first answer"
-            said, sqlstate = end.ending.said, end.ending.sqlstate
-            name = end.ending.signal or end.ending.noticed
+                resolved = True
+                connection, identity = await self._open_first(addresses, number, role)
+        except (CannotConnect, ConnectionEnded) as failure:
+            return _not_connected(number, failure)
         except TimeoutError as timeout:
             error, name = f"{self._target.display} did not answer within {deadline:g} s", type(timeout).__name__
+            return NotConnected(attempt=number, error=error, name=name, hung=resolved)
         except OSError as failure:
-            error, name = f"cannot resolve {self._target.host}: {failure.strerror}", type(failure).__name__
-        else:
-            self._answered[number] = connection
-            return Connected(
-                attempt=number,
-                at=self._wall(),
-                identity=identity,
-                addresses=tuple(sorted(addresses)),
-                tells_role=connection.reports_role,
-            )
-        return NotConnected(attempt=number, error=error, name=name, said=said, sqlstate=sqlstate)
+            error = f"cannot resolve {self._target.host}: {failure.strerror}"
+            return NotConnected(attempt=number, error=error, name=name_of(failure))
+        self._answered[number], self._identities[connection] = connection, identity
+        if connection.is_pooled is not None:
+            self._is_pooled = connection.is_pooled
+        return Connected(
+            attempt=number,
+            at=self._wall(),
+            identity=identity,
+            addresses=tuple(sorted(addresses)),
+            tells_role=connection.reports_role,
+            pooled=connection.is_pooled,
+        )
 
     async def _resolve(self) -> tuple[Sequence[str], float]:
         """The addresses behind the name, in the system's order of preference; when that was asked. Raises OSError."""
@@ -269,15 +374,22 @@ class AvailabilityRunner:
         found = await self._loop.getaddrinfo(host, self._target.port, type=socket.SOCK_STREAM)
         return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)), asked
 
-    async def _open_first(self, addresses: Sequence[str]) -> tuple[WatchedConnection, Identity]:
-        """Try one address after the other, the next when all have failed or are slow; the first that answers counts."""
+    async def _open_first(
+        self, addresses: Sequence[str], number: int, role: ConnectionRole
+    ) -> tuple[WatchedConnection, Identity]:
+        """Try one address after the other, the next when all have failed or are slow; the first that answers counts.
+
+        Who is refused by one goes no further: an attempt is one login, and an application would not either.
+        """
         if len(addresses) == 1:
-            return await self._open(None)
+            return await self._open(None, number, role)
         tasks: list[asyncio.Task[tuple[WatchedConnection, Identity]]] = []
         winner = None
         try:
             for address in addresses:
-                tasks.append(asyncio.create_task(self._open(address), name=f"heartbeat-{self._name}-{address}"))
+                tasks.append(
+                    asyncio.create_task(self._open(address, number, role), name=f"heartbeat-{self._name}-{address}")
+                )
                 patience = None if address == addresses[-1] else self._target.heartbeat.reconnect_every
                 if (winner := await _first_success(tasks, patience)) is not None:
                     return winner.result()
@@ -292,24 +404,84 @@ class AvailabilityRunner:
                 if not isinstance(outcome, BaseException):
                     outcome[0].terminate()
 
-    async def _open(self, address: str | None) -> tuple[WatchedConnection, Identity]:
+    async def _open(self, address: str | None, number: int, role: ConnectionRole) -> tuple[WatchedConnection, Identity]:
         deadline = self._target.heartbeat.deadline
-        connection = await self._driver.open(ConnectionRole.HEARTBEAT, deadline_seconds=deadline, host=address)
+        connection = await self._driver.open(role, deadline_seconds=deadline, host=address)
         try:
+            if number in self._attempts:  # else it is about to be cancelled
+                self._observe(LoggedIn(attempt=number))
             return connection, await connection.use(deadline)
         except BaseException:
             connection.terminate()
             raise
 
+    # What we log in with
+
+    async def _watch_credentials(self) -> None:
+        """Tell when a file changes that we log in with, for as long as we are refused."""
+        known = await asyncio.to_thread(_fingerprint, self._credentials)
+        while self._machine.awaits_credentials:
+            await asyncio.sleep(_CREDENTIALS_EVERY_SECONDS)
+            if (found := await asyncio.to_thread(_fingerprint, self._credentials)) != known:
+                known = found
+                self._observe(CredentialsChanged())
+        self._credentials_task = None
+
+
+def _not_connected(number: int, failure: CannotConnect | ConnectionEnded) -> NotConnected:
+    if isinstance(failure, CannotConnect):
+        return NotConnected(
+            attempt=number,
+            error=failure.reason,
+            name=failure.name,
+            said=failure.said,
+            sqlstate=failure.sqlstate,
+            hung=failure.name == TimeoutError.__name__,
+        )
+    ending = failure.ending
+    return NotConnected(
+        attempt=number,
+        error=ending.message or "the connection ended before its first answer",
+        name=ending.signal or ending.noticed,
+        said=ending.said,
+        sqlstate=ending.sqlstate,
+        hung=ending.noticed is Noticed.DEADLINE,
+    )
+
+
+def _fingerprint(files: Sequence[Path]) -> tuple[object, ...]:
+    """Something that changes with the contents of files, by whatever means they are replaced; they may be missing."""
+    marks: list[object] = []
+    for file in files:
+        try:
+            status = file.stat()
+            marks.append((status.st_ino, status.st_mtime_ns, status.st_size, hash(file.read_bytes())))
+        except OSError as error:
+            marks.append(error.errno)
+    return tuple(marks)
+
+
+def _refuses(failure: BaseException | None) -> bool:
+    said = failure.said if isinstance(failure, CannotConnect) else None
+    if isinstance(failure, ConnectionEnded):
+        said = failure.ending.said
+    return said is not None and said.is_refusal
+
 
 async def _first_success(tasks: Collection[asyncio.Task[_T]], patience: float | None) -> asyncio.Task[_T] | None:
-    """The first of them to succeed; None when all have failed, or `patience` seconds have passed."""
+    """The first of them to succeed; None when all have failed, or `patience` seconds have passed.
+
+    Raises what one has failed with that was refused.
+    """
     pending = set(tasks)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(patience):
             while pending:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    if task.exception() is None:
+                    failure = task.exception()
+                    if failure is None:
                         return task
+                    if _refuses(failure):
+                        raise failure
     return None

@@ -11,6 +11,7 @@ it tells what the server said.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -19,10 +20,13 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec
 
 from sidecar.core.evidence import Ending
-from sidecar.core.signals import ServerSignal
+from sidecar.core.signals import EXHAUSTED, ServerSignal
 
 PASSWORD_FILE = "PasswordFile"  # noqa: S105 - no password
 """What failures are counted under that are about the password's file, not about the database."""
+
+_NOTHING_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN})
+"""How a system says so: descriptors, memory, ports."""
 
 _P = ParamSpec("_P")
 
@@ -77,32 +81,34 @@ def translated(rows: Rows[_P], *args: _P.args, **kwargs: _P.kwargs) -> Iterator[
 
 def plainly(error: Exception, attempt: Attempt) -> CannotConnect:
     """In the error's own words."""
-    return CannotConnect(f"cannot connect to {attempt.where}: {error}", name=_name(error))
+    return CannotConnect(f"cannot connect to {attempt.where}: {error}", name=name_of(error))
 
 
 def _did_not_answer(error: TimeoutError, attempt: Attempt) -> CannotConnect:
-    return CannotConnect(f"{attempt.where} did not answer within {attempt.deadline_seconds:g} s", name=_name(error))
+    return CannotConnect(f"{attempt.where} did not answer within {attempt.deadline_seconds:g} s", name=name_of(error))
 
 
 def _did_not_resolve(error: socket.gaierror, attempt: Attempt) -> CannotConnect:
-    return CannotConnect(f"cannot resolve {attempt.host}: {error.strerror}", name=_name(error))
+    return CannotConnect(f"cannot resolve {attempt.host}: {error.strerror}", name=name_of(error))
 
 
 def _no_file(error: OSError, attempt: Attempt) -> CannotConnect:
     if not error.filename:  # of a socket
         return _by_number(error, attempt)
-    return CannotConnect(f"cannot read {error.filename}: {error.strerror}", name=_name(error))
+    return CannotConnect(f"cannot read {error.filename}: {error.strerror}", name=name_of(error))
 
 
 def _by_number(error: OSError, attempt: Attempt) -> CannotConnect:
     if error.errno is None:
         return plainly(error, attempt)
     # The event loop's text is for itself.
-    return CannotConnect(f"cannot connect to {attempt.where}: {os.strerror(error.errno)}", name=_name(error))
+    return CannotConnect(f"cannot connect to {attempt.where}: {os.strerror(error.errno)}", name=name_of(error))
 
 
-def _name(error: Exception) -> str:
+def name_of(error: BaseException) -> str:
     """What to count an error under. One that names a file is not about the database."""
+    if isinstance(error, OSError) and error.errno in _NOTHING_LEFT and not isinstance(error, socket.gaierror):
+        return EXHAUSTED
     return PASSWORD_FILE if getattr(error, "filename", None) is not None else type(error).__name__
 
 

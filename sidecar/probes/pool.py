@@ -17,6 +17,10 @@ Nothing waits for ever. Whatever happens on a connection has a timer beside it t
 then fails as a disconnect, which SQLAlchemy knows how to treat, while a cancellation would have it close the connection
 gracefully and wait two more seconds. For the same reason every connection is dropped before the pool closes it.
 
+How many connections it holds is not the pool's to say: `resize` may be called at any moment. What is too much is
+dropped at once, those at rest first, one that is just being opened included, and a turn that loses its connection so
+has not failed. SQLAlchemy's pool keeps its size; a place in it may be empty, and is not filled beyond what may be held.
+
 A demoted server answers every ping. What gives it away comes unasked: with any answer, PostgreSQL 14 and later report a
 changed `in_hot_standby` or `default_transaction_read_only`, and the driver remembers both. So each use also tells
 whether the connection could have written. The pool keeps such a connection, as the application's own would.
@@ -25,9 +29,10 @@ whether the connection could have written. The pool keeps such a connection, as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +45,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Death
+from sidecar.core.signals import ServerSignal
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
 from sidecar.settings.model import TargetSettings
@@ -53,6 +59,9 @@ _ROUND_JITTER_SHARE = 0.2
 
 _RECYCLE_JITTER_SHARE = 0.1
 """Of the age at which to recycle, at most, taken off: connections opened together shall not be replaced together."""
+
+REST_AT_MOST_SECONDS = 300.0
+"""After such a rest the server ends a connection of the pool by itself: should this process vanish, nothing stays."""
 
 _PING_SHARE = 0.5
 """Of the time for a checkout; the rest is for connecting anew when the ping fails."""
@@ -92,6 +101,7 @@ class TurnFailed:
     pre_ping: bool
     error: str
     sqlstate: str | None
+    said: ServerSignal | None = None  # what the server meant that refused a new connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +119,18 @@ class Closed:
     it closed a resting connection does not come through the driver: that is `closed` here.
     """
 
-    reason: str  # recycled (of age, or not as advised) | invalidated (found dead, or older than that) | disposed
+    # recycled (of age, or not as advised) | invalidated (found dead, or older than that) | given_back | disposed
+    reason: str
     age_seconds: float
     death: Death | None
     seconds_since_use: float  # the last good one, or since it was opened
+
+
+class _GivenBack(CannotConnect):
+    """No connection is opened, because fewer are to be held."""
+
+    def __init__(self) -> None:
+        super().__init__("fewer connections are to be held", name="GivenBack")
 
 
 PoolFact = Connected | PrePinged | CheckedOut | TurnFailed | CannotWrite | Closed
@@ -138,7 +156,10 @@ class CanaryPool:
         self._round_every_seconds = round_every_seconds
         self._turn_errors: tuple[type[Exception], ...] = (SQLAlchemyError, CannotConnect, *driver.errors)
         self._recycle_seconds = None if target.pool.recycle == "auto" else float(target.pool.recycle)
-        self._open = self._checked_out = 0
+        self._size = target.pool.size
+        self._grown = asyncio.Event()
+        self._entries: set[ConnectionPoolEntry] = set()  # with an open connection each
+        self._connecting: asyncio.Task[PlainConnection] | None = None
         self._closing = False
         self._statement_cache = True
         self._begins_with_ping = False
@@ -156,6 +177,7 @@ class CanaryPool:
         for name, listener in (
             ("connect", self._on_connect),
             ("checkout", self._on_checkout),
+            ("checkin", self._on_checkin),
             ("close", self._on_close),
         ):
             event.listen(self._engine.sync_engine, name, listener)
@@ -163,7 +185,29 @@ class CanaryPool:
     @property
     def connections(self) -> Mapping[str, int]:
         """Open connections by state."""
-        return {"checked_out": self._checked_out, "idle": self._open - self._checked_out}
+        in_use = sum(entry.in_use for entry in self._entries)
+        return {"checked_out": in_use, "idle": len(self._entries) - in_use}
+
+    @property
+    def pids(self) -> set[int]:
+        """The pids of the sessions behind the open connections, as the server named them."""
+        pids = (self._driver.pid_of(entry.driver_connection) for entry in self._entries)
+        return {pid for pid in pids if pid is not None}
+
+    def resize(self, size: int) -> None:
+        """Hold at most so many connections from now on; none and no rounds at 0. Never more than the settings say."""
+        grown, self._size = size > self._size, min(size, self._target.pool.size)
+        if grown:
+            self._grown.set()
+        by_use = sorted(self._entries, key=lambda entry: entry.in_use)
+        for entry in by_use[: max(0, len(by_use) - self._size)]:
+            entry.info["reason"] = "given_back"
+            if entry.in_use:
+                self._driver.terminate(entry.driver_connection)  # the turn finds out, and leaves it
+            else:
+                entry.invalidate()
+        if self._connecting is not None and len(self._entries) >= self._size:
+            self._connecting.cancel()
 
     def follow(self, advice: Recommendation) -> None:
         """Recycle at the age advised from the next checkout on, unless the settings fix another one.
@@ -178,9 +222,13 @@ class CanaryPool:
     async def run(self) -> None:
         """Take rounds until cancelled. A failed turn is a fact; only faults in the program raise."""
         while True:
-            await self._round()
+            self._grown.clear()
+            if self._size:
+                await self._round()
             spread = random.uniform(1 - _ROUND_JITTER_SHARE, 1 + _ROUND_JITTER_SHARE)  # noqa: S311 - no secret
-            await asyncio.sleep(self._round_every_seconds * spread)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._round_every_seconds * spread):
+                    await self._grown.wait()
 
     async def close(self) -> None:
         """Drop all connections, waiting for nobody."""
@@ -189,30 +237,51 @@ class CanaryPool:
 
     async def _round(self) -> None:
         """One turn on every connection. They are returned together: one by one, the pool would only ever use one."""
-        async with AsyncExitStack() as held:
-            for _ in range(self._target.pool.size):
-                if not await self._turn(held):
-                    return  # the others would most likely fail the same way; the next round will tell
+        held: list[tuple[AsyncConnection, Mapping[str, Any]]] = []
+        async with AsyncExitStack() as stack:
+            for _ in range(self._target.pool.size):  # some places may be empty
+                if len(held) >= self._size:
+                    break
+                try:
+                    turned = await self._turn(stack)
+                except _GivenBack:
+                    continue
+                if turned is None:
+                    break  # the others would most likely fail the same way; the next round will tell
+                held.append(turned)
+            for connection, info in held:
+                if info.get("reason") == "given_back":
+                    await connection.invalidate()  # its check-in would send a ROLLBACK
 
-    async def _turn(self, held: AsyncExitStack) -> bool:
-        """Check out, use, and leave the connection in `held`. False when it failed."""
+    async def _turn(self, stack: AsyncExitStack) -> tuple[AsyncConnection, Mapping[str, Any]] | None:
+        """Check out, use, and leave the connection in `stack`. None when it failed.
+
+        Raises _GivenBack where the connection is none to be held (any more).
+        """
         loop = asyncio.get_running_loop()
         asked = loop.time()
         self._deadline = asked + self._target.pool.timeout
         self._pinged = self._connected = self._unanswered = self._server_said_why = False
         connection: AsyncConnection | None = None
+        info: dict[str, Any] = {}
         try:
-            connection = await held.enter_async_context(self._checkout())
+            connection = await stack.enter_async_context(self._engine.connect())
             handed_over = loop.time()
             raw = await connection.get_raw_connection()
+            info = raw.info
             with self._dropped_after(self._target.pool.timeout, raw.driver_connection):
                 await connection.exec_driver_sql("SELECT 1")
                 await connection.rollback()
+        except _GivenBack:
+            raise
         except self._turn_errors as error:
             text, sqlstate = self._describe(error)
             self._server_said_why = self._driver.failure_of(error).said_by_server
+            given_back = info.get("reason") == "given_back"
             if connection is not None:
                 await connection.invalidate()  # its check-in would send a ROLLBACK nobody watches
+            if given_back:
+                raise _GivenBack from None
             self._observe(
                 TurnFailed(
                     stage="checkout" if connection is None else "use",
@@ -220,9 +289,10 @@ class CanaryPool:
                     pre_ping=self._pinged,
                     error=text,
                     sqlstate=sqlstate,
+                    said=error.said if isinstance(error, CannotConnect) else None,
                 )
             )
-            return False
+            return None
         self._used(raw.info, raw.driver_connection)
         self._observe(
             CheckedOut(
@@ -232,7 +302,7 @@ class CanaryPool:
                 connected=self._connected,
             )
         )
-        return True
+        return connection, raw.info
 
     def _used(self, info: dict[str, Any], connection: PlainConnection) -> None:
         """Note that a connection was used well, and whether it could have written."""
@@ -244,33 +314,46 @@ class CanaryPool:
             info["known_read_only"] = True
             self._observe(CannotWrite(seconds_since_writable=now - info["writable_at"]))
 
-    @asynccontextmanager
-    async def _checkout(self) -> AsyncIterator[AsyncConnection]:
-        async with self._engine.connect() as connection:
-            self._checked_out += 1
-            try:
-                yield connection
-            finally:
-                self._checked_out -= 1
-
     async def _connect(self) -> PlainConnection:
+        if len(self._entries) >= self._size:
+            raise _GivenBack
         loop = asyncio.get_running_loop()
         started = loop.time()
         # A ping that got no answer leaves time for this; the floor only matters if the loop itself was stopped.
         # Rounded, because operators are told when it passes.
         remaining = max(round(self._deadline - started, 1), 0.1)
-        connection = await self._driver.connect(
-            ConnectionRole.POOL, deadline_seconds=remaining, statement_cache=self._statement_cache
-        )
-        self._observe(Connected(seconds=loop.time() - started))
+        self._connecting = asyncio.create_task(self._open(remaining), name="pool-connect")
+        try:
+            connection = await self._connecting
+        except asyncio.CancelledError:
+            if len(self._entries) < self._size:
+                raise  # it was us who were cancelled, not the task
+            raise _GivenBack from None
+        finally:
+            self._connecting.cancel()
+            self._connecting = None
         # Between here and `_on_connect` the dialect asks the server about types, with no deadline of its own.
         self._setup_timer = loop.call_later(remaining, self._drop_unanswered, connection)
+        return connection
+
+    async def _open(self, deadline_seconds: float) -> PlainConnection:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        connection = await self._driver.connect(
+            ConnectionRole.POOL, deadline_seconds=deadline_seconds, statement_cache=self._statement_cache
+        )
+        self._observe(Connected(seconds=loop.time() - started))
+        try:
+            await self._driver.limit_rest_of(connection, REST_AT_MOST_SECONDS, deadline_seconds)
+        except BaseException:
+            self._driver.terminate(connection)
+            raise
         return connection
 
     def _on_connect(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
         if self._setup_timer is not None:
             self._setup_timer.cancel()
-        self._open += 1
+        self._entries.add(entry)
         self._connected, self._unanswered = True, False
         self._begins_with_ping = not self._begins_with_ping  # of two connections one is pinged while the other is not
         now = asyncio.get_running_loop().time()
@@ -313,6 +396,8 @@ class CanaryPool:
             with self._dropped_after(self._target.pool.timeout * _PING_SHARE, entry.driver_connection):
                 dialect.do_ping(connection)
         except (dialect.loaded_dbapi.Error, OSError) as error:
+            if entry.info.get("reason") == "given_back":
+                raise DisconnectionError("fewer are to be held") from error
             self._observe(PrePinged(seconds=loop.time() - started, ok=False))
             self._server_said_why = self._driver.failure_of(error).said_by_server
             if not self._is_closed(entry):
@@ -321,7 +406,7 @@ class CanaryPool:
         self._observe(PrePinged(seconds=loop.time() - started, ok=True))
 
     def _on_close(self, _connection: DBAPIConnection, entry: ConnectionPoolEntry) -> None:
-        self._open -= 1
+        self._entries.discard(entry)
         info, death = entry.info, self._death(entry)
         self._driver.terminate(entry.driver_connection)  # says goodbye to the server, but does not wait for it
         reason = "disposed" if self._closing else info.get("reason", "invalidated")
@@ -330,7 +415,7 @@ class CanaryPool:
 
     def _death(self, entry: ConnectionPoolEntry) -> Death | None:
         """How a connection about to be closed was seen to have died; None where it was not."""
-        if self._closing or not self._is_closed(entry):
+        if self._closing or entry.info.get("reason") == "given_back" or not self._is_closed(entry):
             return None
         if not entry.info.get("in_use", False):
             return Death.CLOSED
@@ -349,6 +434,11 @@ class CanaryPool:
     def _drop_unanswered(self, connection: PlainConnection) -> None:
         self._unanswered = True
         self._driver.terminate(connection)
+
+    def _on_checkin(self, _connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+        if len(self._entries) > self._size and entry in self._entries:
+            entry.info["reason"] = "given_back"
+            entry.invalidate()
 
     def _is_closed(self, entry: ConnectionPoolEntry) -> bool:
         return self._driver.is_closed(entry.driver_connection)

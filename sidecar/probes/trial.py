@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sidecar.core.advice.recommendation import SetupName, TrialOutcome
 from sidecar.core.advice.trials import Attempt, Setup, TrialResult
 from sidecar.core.budget import ConnectionRole
+from sidecar.core.signals import ServerSignal
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
 
@@ -31,6 +32,9 @@ LOOK_EVERY_SECONDS = 1.0
 
 PAUSE_SECONDS = 5.0
 """After a failure, before it is believed or tried again."""
+
+AT_A_TIME = 2
+"""Trials that are run side by side where there is room: with more, little is gained and much is opened together."""
 
 RESULTS_REMEMBERED = 50
 """More than there are setups to try on one limit."""
@@ -43,7 +47,14 @@ PATIENCE_SECONDS = 15.0
 
 
 class TrialVoid(Exception):  # noqa: N818 - no trial, no error
-    """Nothing was tried: the database could not be reached before or after the rest."""
+    """Nothing was tried: the database could not be reached before or after the rest.
+
+    `said` is what the server meant that refused a connection.
+    """
+
+    def __init__(self, reason: str, *, said: ServerSignal | None = None) -> None:
+        super().__init__(reason)
+        self.said = said
 
 
 class _Hang(Exception):  # noqa: N818 - what an application would call its quarter of an hour
@@ -54,7 +65,7 @@ class Trials:
     """The trials of one target: runs what is due, a connection each, and holds the latest result of each setup.
 
     `due` is asked with the results and the wall clock, `room` for how many may run at once; `began` is told whenever
-    `running` changes, `ended` every result that counts.
+    `running` or `wished` changes, `ended` every result that counts, `refused` what a server means that refuses one.
     """
 
     def __init__(
@@ -66,15 +77,24 @@ class Trials:
         room: Callable[[], int],
         began: Callable[[], None],
         ended: Callable[[TrialResult], None],
+        refused: Callable[[ServerSignal], None] = lambda said: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._target, self._driver, self._wall = target, driver, wall
-        self._due, self._room, self._began, self._ended = due, room, began, ended
-        self._running: dict[asyncio.Task[None], str] = {}
+        self._due, self._room, self._began, self._ended, self._refused = due, room, began, ended, refused
+        self._running: dict[asyncio.Task[None], str] = {}  # the longest first
+        self._opened: dict[str, list[PlainConnection]] = {}  # by setup's name, of the trials under way
         self._regime = 0
         self._renew_before = 0.0  # wall clock; older results no longer keep a trial from being due
         self._disturbed_at = 0.0
         self.results: tuple[TrialResult, ...] = ()
+        self.wished = 0  # trials that would be run side by side if there were room for all that are due
+
+    @property
+    def pids(self) -> set[int]:
+        """The pids of the sessions of trials, as the server named them."""
+        opened = [one for each in self._opened.values() for one in each if not self._driver.is_closed(one)]
+        return {pid for one in opened if (pid := self._driver.pid_of(one)) is not None}
 
     @property
     def running(self) -> int:
@@ -85,6 +105,15 @@ class Trials:
         """Which regime's limit is on trial; results about an earlier one are forgotten."""
         if regime != self._regime:
             self._regime, self.results = regime, ()
+
+    def fit(self) -> None:
+        """Abandon what there is no `room` for any more, the latest first: void, and due again."""
+        for task, name in list(self._running.items())[self._room() :]:
+            log.debug("trial void", extra={"target": self._target, "setup": name, "reason": "no room"})
+            task.cancel()
+            for connection in self._opened.pop(name, ()):
+                self._driver.terminate(connection)
+            del self._running[task]
 
     def renew(self) -> None:
         """Have every setup tried anew now."""
@@ -99,26 +128,35 @@ class Trials:
         async with asyncio.TaskGroup() as group:
             while True:
                 await asyncio.sleep(LOOK_EVERY_SECONDS)
-                before = self.running
+                before = (self.running, self.wished)
                 self._running = {task: name for task, name in self._running.items() if not task.done()}
                 fresh = [result for result in self.results if result.at >= self._renew_before]
-                for attempt in self._due(fresh, self._wall()):
-                    if self.running >= self._room():
+                due = list(self._due(fresh, self._wall()))
+                names = {attempt.setup.name for attempt in due} | set(self._running.values())
+                self.wished = min(len(names), AT_A_TIME)
+                for attempt in due:
+                    if self.running >= min(self._room(), AT_A_TIME):
                         break
                     if attempt.setup.name not in self._running.values():
                         task = group.create_task(self._try(attempt), name=f"trial-{attempt.setup.name}")
                         self._running[task] = attempt.setup.name
-                if self.running != before:
+                if (self.running, self.wished) != before:
                     self._began()
 
     async def _try(self, attempt: Attempt) -> None:
         name, began, regime = attempt.setup.name, asyncio.get_running_loop().time(), self._regime
+        opened = self._opened[name] = []
         try:
-            result = await try_out(self._driver, attempt.setup, attempt.rest_seconds, wall=self._wall)
+            result = await try_out(self._driver, attempt.setup, attempt.rest_seconds, wall=self._wall, opened=opened)
         except TrialVoid as reason:
             log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
+            if reason.said is not None:
+                self._refused(reason.said)
             await asyncio.sleep(PAUSE_SECONDS)
             return
+        finally:
+            if self._opened.get(name) is opened:
+                del self._opened[name]
         if result.outcome != TrialOutcome.OK:
             await asyncio.sleep(PAUSE_SECONDS)  # what the heartbeat saw of it may still be on its way
             if self._disturbed_at >= began:
@@ -144,15 +182,16 @@ async def try_out(
     *,
     patience_seconds: float = PATIENCE_SECONDS,
     wall: Callable[[], float] = time.time,
+    opened: list[PlainConnection] | None = None,
 ) -> TrialResult:
-    """Check out, use, rest, check out again and use.
+    """Check out, use, rest, check out again and use. `opened` comes to hold every connection opened for it.
 
     A failure counts only when a fresh connection works at that moment. Raises TrialVoid when none does, or when not
     even the first checkout worked.
     """
     checkout_errors: tuple[type[Exception], ...] = (SQLAlchemyError, CannotConnect, *driver.errors)
     hang_or_error: tuple[type[Exception], ...] = (_Hang, *checkout_errors)
-    opened: list[PlainConnection] = []
+    opened = [] if opened is None else opened
 
     async def connect() -> PlainConnection:
         connection = await driver.connect(
@@ -171,7 +210,7 @@ async def try_out(
         try:
             await _query(engine, patience_seconds)
         except hang_or_error as failure:
-            raise TrialVoid(str(failure)) from failure
+            raise TrialVoid(str(failure), said=getattr(failure, "said", None)) from failure
         before, rested_from = len(opened), loop.time()
         await asyncio.sleep(rest_seconds)
         asked = loop.time()
@@ -242,7 +281,7 @@ async def _control(driver: Driver) -> None:
     try:
         connection = await driver.connect(ConnectionRole.TRIAL, deadline_seconds=CONNECT_SECONDS)
     except CannotConnect as failure:
-        raise TrialVoid(failure.reason) from failure
+        raise TrialVoid(failure.reason, said=failure.said) from failure
     driver.terminate(connection)
 
 

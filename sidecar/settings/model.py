@@ -135,6 +135,10 @@ class IdleSettings(Section):
 class HeartbeatSettings(Section):
     """The watch over the database itself, which times restarts, failovers and partitions."""
 
+    enabled: bool = True
+    """Whether to keep a connection for it. Off holds none: a short one looks in every minute, so that readiness and the
+    number of connections are known all the same, and no outage is recorded or timed."""
+
     every: Annotated[float, Duration("10ms", "1h")] = 1.0
     """Seconds between two beats. One round trip a second is nothing to a server and times a silent outage to within
     `every` + `deadline`; a visible one is noticed at once."""
@@ -146,6 +150,11 @@ class HeartbeatSettings(Section):
     reconnect_every: Annotated[float, Duration("10ms", "1m")] = 0.1
     """Seconds between two connection attempts while the database is down: how exactly the end of an outage is timed.
     Not longer than `every`. A tenth of a second is gentle for a server that is starting."""
+
+    door_every: Annotated[float, Duration("10ms", "1h")] = 20.0
+    """Seconds between two looks whether a fresh connection can be had, while all is well. Each is a login and a line in
+    the server's log, where it logs them; on any suspicion one is made at once. Only an outage that leaves open
+    connections alone, a full server above all, is timed by it."""
 
     @field_validator("reconnect_every")
     @classmethod

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Aged, Disturbed, Outage
+from sidecar.core.signals import ServerSignal
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
     """Ask the session for a sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Ask the session who holds the server's sessions: a beat that brings more than life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,16 @@ class Drop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Try a fresh connection."""
+    """Try a fresh connection, under the name of this role."""
+
+    number: int
+    role: ConnectionRole = ConnectionRole.HEARTBEAT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskTable:
+    """Ask the connection of this attempt who holds the server's sessions. To be told by TableAnswered, after which it
+    is discarded, or by NotConnected."""
 
     number: int
 
@@ -51,6 +67,13 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TellRefused:
+    """Tell those who hold connections to this target that fresh ones are refused, and what was meant by it."""
+
+    said: ServerSignal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tell:
     """Tell those who draw conclusions from connections that end."""
 
@@ -64,4 +87,4 @@ class Witness:
     aged: Aged
 
 
-Command = Beat | CheckWrite | Drop | Attempt | Adopt | Discard | Record | Tell | Witness
+Command = Beat | Look | CheckWrite | Drop | Attempt | AskTable | Adopt | Discard | Record | TellRefused | Tell | Witness

@@ -20,6 +20,13 @@ class BeatAnswered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TableAnswered:
+    """Whoever was asked who holds the server's sessions has answered, with the table or by a refusal to show it."""
+
+    at: float  # wall clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriteAnswered:
     """The session answered whether it can write. `timeline` is the server's own, None where it would not tell."""
 
@@ -51,14 +58,25 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedIn:
+    """The login of an attempt went through; its first question has not been answered yet."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Connected:
-    """An attempt succeeded: a fresh connection has answered its first query."""
+    """An attempt succeeded: a fresh connection has answered its first query.
+
+    `pooled` is whether a pooler stands between, as far as can be told.
+    """
 
     attempt: int
     at: float  # wall clock
     identity: Identity
     addresses: tuple[str, ...] = ()  # all the name resolved to, sorted
     tells_role: bool = True  # the server reports a change of role unasked (PostgreSQL 14+, no pooler between)
+    pooled: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +84,7 @@ class NotConnected:
     """An attempt failed. `error` is fit for operators; `name` is that of the error where there is no SQLSTATE.
 
     `said` is what the server meant by its refusal, `sqlstate` how it put it; both are None when no server answered.
+    `hung` where nobody did so within the deadline.
     """
 
     attempt: int
@@ -73,6 +92,7 @@ class NotConnected:
     name: str
     said: ServerSignal | None = None
     sqlstate: str | None = None
+    hung: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,15 +118,37 @@ class AgeKnown:
     proven_seconds: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialsChanged:
+    """What we log in with was replaced: the next attempt may fare better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspend:
+    """Hold no connection. With `looks` a short one may come by now and then; without, nothing is opened at all."""
+
+    looks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Hold a connection again."""
+
+
 Fact = (
     BeatAnswered
+    | TableAnswered
     | WriteAnswered
     | SessionEnded
     | RoleChanged
     | Resolved
+    | LoggedIn
     | Connected
     | NotConnected
     | PooledLost
     | Suspected
     | AgeKnown
+    | CredentialsChanged
+    | Suspend
+    | Resume
 )

@@ -9,11 +9,37 @@ The session tells of its end at once if the server or a middlebox ends it, else 
 connections are tried every `reconnect_every`, at most `IN_FLIGHT` unanswered at a time. The first that is answered
 becomes the session, and must prove that it can write. While writing stays out, fresh connections continue to be tried,
 because a session may sit on a server that the name no longer leads to. While all is well the connect path is tried
-every `every` + `deadline`, which is how long a session's silence can go unnoticed, and at once when others report
-trouble.
+every `door_every`, which is seldom, since each look is a login; and at once when others report trouble. When it
+alone is shut, the record is no more exact than that about the beginning, and says so.
 
-Where sessions are known to end at some age however busy they are, none waits for that: when it is half as old, the next
-fresh connection that reaches the same server is kept in its place. Its end would be no news, and look like an outage.
+Now and then the beat is a look at the server's sessions (`TABLE_SECONDS`): its answer is as good a sign of life, its
+silence as bad a one.
+
+Where sessions are known to end at some age however busy they are, none waits for that: when it is half as old, fresh
+connections are made at a quicker pace, and the first that reaches the same server is kept in its place. Its end would
+be no news, and look like an outage. A session that rested for so long that the server ended it as we had asked it to
+is no news either: we were not awake.
+
+Answers are answers
+===================
+
+A fresh connection that is refused, by words or because we have nothing to show for it, is refused by somebody at work:
+the next is tried after a growing pause (see `pacing`), one at a time, whether there is a session or not, and those who
+hold other connections to this target are told. The loss of the session is one more reason to look, once. Whoever does
+not answer, or says that he is starting, will be back: then the pace is `reconnect_every` again.
+
+A connect that *hangs* may be either. Beside a session that answers what it is asked in the second half of that time it
+stands in a queue, that of a full session pooler above all, which lets the login through at once and leaves the first
+question unanswered; this is a refusal like any other. If nothing was asked in that time, the session is asked now, and
+its answer decides. Without a session it is a refusal where the login went through, unless we know that no pooler is in
+between. While one attempt has logged in and waits no other is begun, so that there is never more than one in a queue.
+
+Suspended
+=========
+
+Where no session is wanted the connections are given back at once. With looks, a short connection every `LOOK_SECONDS`
+asks for the table of sessions and tells whether the database is there. Nothing is recorded or timed meanwhile. An
+outage that was under way stays open, unwatched, until somebody answers. Resuming starts as at the very beginning.
 
 Everything between the first bad sign and the end of the last downtime is one outage with one record.
 
@@ -39,42 +65,52 @@ that fires very late means that we slept, not that the database did: the questio
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Literal
 
 from sidecar.core.availability.commands import (
     Adopt,
+    AskTable,
     Attempt,
     Beat,
     CheckWrite,
     Command,
     Discard,
     Drop,
+    Look,
     Record,
     Tell,
+    TellRefused,
     Witness,
 )
 from sidecar.core.availability.facts import (
     AgeKnown,
     BeatAnswered,
     Connected,
+    CredentialsChanged,
     Fact,
+    LoggedIn,
     NotConnected,
     PooledLost,
     Resolved,
+    Resume,
     RoleChanged,
     SessionEnded,
     Suspected,
+    Suspend,
+    TableAnswered,
     WriteAnswered,
 )
-from sidecar.core.availability.outages import OngoingOutage, classify, mark_bad
+from sidecar.core.availability.outages import QUEUE, OngoingOutage, classify, is_ours_to_mend, mark_bad
+from sidecar.core.availability.pacing import Refusals
 from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, State
 from sidecar.core.availability.status import AvailabilityStatus
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import STALE_WRITER, Aged, Cause, Death, Disturbed, Ending, Noticed
 from sidecar.core.identity import Identity
-from sidecar.core.signals import ServerSignal
+from sidecar.core.signals import EXHAUSTED, ServerSignal
 
 IN_FLIGHT = 8
 """Unanswered attempts at a time: half of them at the ordinary pace, for a path that is only slow, the others spread
@@ -97,8 +133,17 @@ _RENEWAL_SHARE = 0.5
 """Of the age that sessions reach, from which one is replaced: what is left are many fresh connections, and other paths
 may end theirs sooner."""
 
+TABLE_SECONDS = 2.0
+"""Between two looks at the server's sessions while there is a session to ask. Others grow within seconds."""
 
-Question = Literal["beat", "write"]
+LOOK_SECONDS = 60.0
+"""Between two looks while there is none: each is a login."""
+
+_SPREAD = 0.2
+"""Of both: by so much they come earlier or later."""
+
+
+Question = Literal["beat", "table", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +153,15 @@ class _Error:
     text: str
     said: ServerSignal | None
     sqlstate: str | None
+    exhausted: bool = False
 
 
 class AvailabilityMachine:
     """Follows the availability of one target (see the module).
 
-    `every`, `deadline` and `reconnect_every` are seconds. `run` makes the ids of records unique over restarts of the
-    process. `jitter` gives numbers from [0, 1) that spread attempts in time. `now` is monotonic, `at` the wall clock,
-    both of this moment.
+    `every`, `deadline`, `reconnect_every` and `door_every` are seconds. `run` makes the ids of records unique over
+    restarts of the process. `jitter` gives numbers from [0, 1) that spread attempts in time. `now` is monotonic, `at`
+    the wall clock, both of this moment.
     """
 
     def __init__(
@@ -125,6 +171,7 @@ class AvailabilityMachine:
         every: float,
         deadline: float,
         reconnect_every: float,
+        door_every: float,
         run: str,
         jitter: Callable[[], float],
         now: float,
@@ -132,12 +179,13 @@ class AvailabilityMachine:
     ) -> None:
         self._target, self._run, self._jitter = target, run, jitter
         self._every, self._deadline, self._reconnect_every = every, deadline, reconnect_every
+        self._door_every = door_every
         self._state = State.UNKNOWN
         self._started = self._since = now
         self._offset = at - now
         # The session: the question it has not answered yet, when that was asked, and when its next timer is due.
         self._question: Question | None = None
-        self._asked = self._due = now
+        self._asked = self._due = self._table_due = now
         self._identity: Identity | None = None
         self._opened = (now, now)  # between these two
         self._aged: Aged | None = None  # the session lost in the present outage, while it was the only one
@@ -147,9 +195,23 @@ class AvailabilityMachine:
         self._check_wanted = False
         # The connect path: attempts under way with their beginning, and when the next may begin.
         self._attempts: dict[int, float] = {}
+        self._logged_in: set[int] = set()  # those of them that wait for their first answer
         self._attempted = 0
         self._attempted_at = self._hurried_at = -inf
         self._attempt_after = now
+        # Refusals: how many in a row, the latest answer if it was one, and whether that sets the pace.
+        self._refusals = Refusals()
+        self._refused: ServerSignal | None = None
+        self._paced = False
+        # An attempt that hung and its beginning, as long as it cannot be told why.
+        self._hang: tuple[NotConnected, float] | None = None
+        self._pooled: bool | None = None
+        # While suspended:
+        self._looks = False
+        self._looking: int | None = None  # the attempt that is asked for the table
+        self._found: bool | None = None  # by the last look: whether somebody answers
+        self._missed_since: float | None = None  # none of the looks since then found anybody
+        self._met_at: float | None = None  # when somebody last answered
         # The name: what it leads to, when that was last asked, since when it does (after, until), and what answered.
         self._addresses: tuple[str, ...] = ()
         self._looked_up = now
@@ -176,7 +238,8 @@ class AvailabilityMachine:
         session_time = self._session_time()
         if session_time is not None and now >= session_time:
             if self._question is None:
-                commands += self._ask("beat", now)
+                # A beat that is due about as soon is replaced by the look.
+                commands += self._ask("table" if self._table_due <= now + self._every / 2 else "beat", now)
             elif now - self._due > _SLEPT_SHARE * self._deadline:
                 self._due = now + self._deadline
             else:
@@ -189,8 +252,8 @@ class AvailabilityMachine:
     def observe(self, fact: Fact, now: float) -> list[Command]:
         """Take a fact in; return what follows from it. Raises IllegalEvent, and then has changed nothing."""
         match fact:
-            case BeatAnswered():
-                return self._beat_answered(fact, now)
+            case BeatAnswered() | TableAnswered():
+                return self._look_answered(fact) if self._suspended else self._beat_answered(fact, now)
             case WriteAnswered():
                 return self._write_answered(fact, now)
             case SessionEnded():
@@ -199,6 +262,10 @@ class AvailabilityMachine:
                 return self._role_changed(fact, now)
             case Resolved():
                 return self._resolved(fact, now)
+            case LoggedIn():
+                self._require(fact.attempt in self._attempts, fact)
+                self._logged_in.add(fact.attempt)
+                return []
             case Connected():
                 return self._connected(fact, now)
             case NotConnected():
@@ -207,19 +274,36 @@ class AvailabilityMachine:
                 return self._pooled_lost(fact, now)
             case Suspected():
                 return self._look(now)
+            case Suspend() | Resume() | CredentialsChanged() | AgeKnown():
+                return self._instructed(fact, now)
+
+    def _instructed(self, fact: Suspend | Resume | CredentialsChanged | AgeKnown, now: float) -> list[Command]:
+        """What is wanted or known elsewhere, rather than seen of the database."""
+        match fact:
+            case Suspend():
+                return self._suspend(fact, now)
+            case Resume():
+                return self._resume(now)
+            case CredentialsChanged():
+                if self._paced:
+                    self._refusals.clear()  # both ends of a change may come one after the other
+                    self._attempt_after = now
             case AgeKnown():
                 self._renew_after = inf if fact.proven_seconds is None else _RENEWAL_SHARE * fact.proven_seconds
-                return []
+        return []
 
     def status(self, now: float) -> AvailabilityStatus:
         outage = self._outage
         out_since = outage.began if outage else self._started if self._state is State.UNKNOWN else None
+        reachable = None if self._state is State.UNKNOWN and self._error is None else self._has_session
+        if self._suspended:
+            outage, out_since, reachable = None, self._missed_since, self._found
         offset = outage.offset if outage else self._offset
         error = self._error
         return AvailabilityStatus(
             state=self._state,
             since_at=self._since + self._offset,
-            reachable=None if self._state is State.UNKNOWN and error is None else self._has_session,
+            reachable=reachable,
             writable=self._writable(),
             writes_expected=self._writes_expected,
             out_since_at=None if out_since is None else out_since + offset,
@@ -229,7 +313,18 @@ class AvailabilityMachine:
             said=None if error is None else error.said,
             sqlstate=None if error is None else error.sqlstate,
             latency_seconds=self._latency,
+            met=self._met_at is not None,
+            suspended=self._suspended,
+            paused=self._suspended and not self._looks,
+            refused=self._refused,
+            queued=self._refused is ServerSignal.QUEUED,
+            exhausted=error is not None and error.exhausted,
         )
+
+    @property
+    def awaits_credentials(self) -> bool:
+        """Whether other credentials might be accepted: their change is to be told."""
+        return self._paced
 
     # The session
 
@@ -238,30 +333,35 @@ class AvailabilityMachine:
         return Event.LOST in TRANSITIONS[self._state]
 
     def _session_time(self) -> float | None:
-        return self._due if self._has_session else None
+        if not self._has_session:
+            return None
+        return self._due if self._question is not None else min(self._due, self._table_due)
 
     def _ask(self, question: Question, now: float) -> list[Command]:
         # Beats stand on a grid, so that two deadlines are never further apart than `every`; having slept, on a new one.
-        on_grid = question == "beat" and now - self._due <= _SLEPT_SHARE * self._deadline
+        on_grid = question != "write" and 0 <= now - self._due <= _SLEPT_SHARE * self._deadline
         self._question, self._asked = question, now
         self._due = (self._due if on_grid else now) + self._deadline
-        self._check_wanted = self._check_wanted and question == "beat"
-        return [Beat() if question == "beat" else CheckWrite()]
+        self._check_wanted = self._check_wanted and question != "write"
+        if question == "table":
+            self._table_due = now + self._spread(TABLE_SECONDS)
+        return [_QUESTIONS[question]]
 
     def _answered(self, at: float, now: float) -> None:
         self._question = None
         self._offset = at - now
         self._latency = now - self._asked
         self._read_good = self._asked
+        self._met_at = now
         self._due = max(self._due - self._deadline + self._every, now)
 
-    def _beat_answered(self, fact: BeatAnswered, now: float) -> list[Command]:
-        self._require(self._question == "beat", fact)
+    def _beat_answered(self, fact: BeatAnswered | TableAnswered, now: float) -> list[Command]:
+        self._require(self._question == ("beat" if isinstance(fact, BeatAnswered) else "table"), fact)
         self._move(Event.ANSWERED, now)
         self._answered(fact.at, now)
         if self._tells_role:
             self._write_good = self._asked
-        return self._ask("write", now) if self._check_wanted else []
+        return (self._ask("write", now) if self._check_wanted else []) + self._judge_hang(now)
 
     def _write_answered(self, fact: WriteAnswered, now: float) -> list[Command]:
         self._require(self._question == "write", fact)
@@ -280,7 +380,7 @@ class AvailabilityMachine:
             commands += self._unwritable(self._asked, now)
             if self._check_wanted:
                 commands += self._ask("write", now)
-        return commands + self._settle(now)
+        return commands + self._settle(now) + self._judge_hang(now)
 
     def _role_changed(self, fact: RoleChanged, now: float) -> list[Command]:
         self._require(self._has_session, fact)
@@ -309,6 +409,8 @@ class AvailabilityMachine:
     def _lost(self, ending: Ending, now: float) -> list[Command]:
         after, until = self._session_failed(ending, now)
         self._move(Event.LOST, now)
+        if ending.own_limit and self._outage is None:
+            return self._overslept(now)
         alone = self._outage is None
         outage = self._outage or self._begin_outage(now)
         self._aged = self._age_at_end(ending, now, outage.id) if alone else None
@@ -323,14 +425,30 @@ class AvailabilityMachine:
         outage.session_lost(ending)
         text = ending.message or f"the connection ended: {ending.death}"
         self._error = _Error(text, ending.said, ending.sqlstate)
-        self._question = None
-        self._attempts.clear()  # what began before testifies to nothing
+        if self._hang is not None:  # it met what the session met
+            hung, begun = self._hang
+            outage.attempt_failed(hung.name, None, begun)
+            self._attempt_in_vain(outage, begun, now)
+        self._forget_questions()
+        self._paced = False  # one look at once
         self._hurry(now)
         return [
             Drop(),
             Tell(disturbed=Disturbed(cause=_suspicion(ending), aged=self._aged)),
             Record(outage=outage.record()),
         ]
+
+    def _overslept(self, now: float) -> list[Command]:
+        """The server did what we had asked it to, because we were not awake to ask for anything else."""
+        self._forget_questions()
+        self._hurry(now)
+        return [Drop()]
+
+    def _forget_questions(self) -> None:
+        """What began before testifies to nothing."""
+        self._question = self._hang = self._looking = None
+        self._attempts.clear()
+        self._logged_in.clear()
 
     def _age_at_end(self, ending: Ending, now: float, outage_id: str) -> Aged | None:
         """How old the session got; None where it was told to end, whatever its age."""
@@ -360,23 +478,43 @@ class AvailabilityMachine:
     @property
     def _reconnecting(self) -> bool:
         """Whether a connection is wanted, and not only a look at the connect path."""
-        return self._outage is not None or self._state is State.UNKNOWN
+        return not self._suspended and (self._outage is not None or not self._has_session)
 
     def _attempt_time(self) -> float | None:
+        if self._suspended:
+            return self._attempt_after if self._looks and not self._attempts else None
         # While the session is asked whether it can write nothing may replace it: a slow answer would never be heard.
-        if self._question == "write" or len(self._attempts) >= (IN_FLIGHT if self._reconnecting else 1):
+        if self._question == "write" or self._hang is not None or (self._logged_in and self._pooled is not False):
             return None
-        return self._attempt_after
+        if len(self._attempts) >= (IN_FLIGHT if self._reconnecting and not self._paced else 1):
+            return None
+        return self._attempt_after if self._reconnecting else min(self._attempt_after, self._renewal_time())
+
+    def _renewal_time(self) -> float:
+        """When the session is so old that fresh connections, which might replace it, are made sooner."""
+        return max(self._opened[0] + self._renew_after, self._attempted_at + self._every + self._deadline)
 
     def _attempt(self, now: float) -> list[Command]:
         self._attempted += 1
         self._attempted_at = self._attempts[self._attempted] = now
         self._pause(now)
-        return [Attempt(number=self._attempted)]
+        return [
+            Attempt(number=self._attempted, role=ConnectionRole.LOOK if self._suspended else ConnectionRole.HEARTBEAT)
+        ]
+
+    def _spread(self, seconds: float) -> float:
+        return seconds * (1 - _SPREAD + 2 * _SPREAD * self._jitter())
 
     def _pause(self, now: float) -> None:
         """The next attempt comes in its time."""
-        spacing = self._every + self._deadline
+        if self._suspended:
+            pause = self._refusals.pause(now, self._jitter()) if self._paced else 0.0
+            self._attempt_after = now + max(pause, self._spread(LOOK_SECONDS))
+            return
+        if self._paced:
+            self._attempt_after = now + self._refusals.pause(now, self._jitter())
+            return
+        spacing = self._door_every
         if self._reconnecting:
             began = self._started if self._outage is None else self._outage.began
             spacing = max(self._reconnect_every, min(self._every, (now - began) * _SPACING_SHARE))
@@ -392,10 +530,15 @@ class AvailabilityMachine:
         self._require(fact.attempt in self._attempts, fact)
         reconnecting = self._reconnecting
         self._move(Event.CONNECTED, now)
-        begun = self._attempts.pop(fact.attempt)
         self._offset = fact.at - now
-        self._good_addresses = fact.addresses
+        self._good_addresses, self._pooled = fact.addresses, fact.pooled
+        self._met_at = now
+        self._accepted()
+        if self._suspended:
+            return self._look_succeeded(fact, now)
+        begun = self._attempts.pop(fact.attempt)
         if self._outage is not None:
+            self._outage.let_in(begun)
             self._outpaced(self._outage, now - begun, now)
         self._connect_good = begun
         if reconnecting or self._renews(fact, now):
@@ -418,12 +561,13 @@ class AvailabilityMachine:
         """An attempt took so long. Those that have waited for several times as long came to nothing."""
         for begun in self._attempts.values():
             if now - begun > _OUTPACED_TIMES * took + self._reconnect_every:
-                outage.attempt_failed("Unanswered", None)
+                outage.attempt_failed("Unanswered", None, begun)
                 self._attempt_in_vain(outage, begun, now)
 
     def _adopt(self, fact: Connected, now: float) -> list[Command]:
         commands: list[Command] = [Adopt(number=fact.attempt)]
-        self._attempts.clear()
+        self._forget_questions()
+        self._table_due = now  # nothing is known of the server's sessions
         self._identity, self._tells_role, self._read_only = fact.identity, fact.tells_role, False
         self._opened = (self._connect_good, now)
         self._read_good = max(self._read_good, self._connect_good)
@@ -447,21 +591,76 @@ class AvailabilityMachine:
         self._require(fact.attempt in self._attempts, fact)
         begun = self._attempts[fact.attempt]
         if fact.said is None and now - begun > (1 + _SLEPT_SHARE) * self._deadline:
-            del self._attempts[fact.attempt]  # we slept: it was never given its time
+            self._forget_attempt(fact.attempt)  # we slept: it was never given its time
             return []
+        if fact.hung and fact.said is None and self._has_session:
+            self._forget_attempt(fact.attempt)
+            self._hang = self._hang or (fact, begun)
+            return self._judge_hang(now)
+        logged_in = fact.attempt in self._logged_in
         self._move(Event.NOT_CONNECTED, now)
-        del self._attempts[fact.attempt]
-        self._error = _Error(fact.error, fact.said, fact.sqlstate)
-        if self._state is State.UNKNOWN:
+        self._forget_attempt(fact.attempt)
+        if fact.hung and fact.said is None and logged_in and self._pooled is not False:
+            fact = replace(fact, said=ServerSignal.QUEUED)
+        return self._failed(fact, begun, now)
+
+    def _forget_attempt(self, number: int) -> None:
+        del self._attempts[number]
+        self._logged_in.discard(number)
+        if number == self._looking:
+            self._looking = None
+
+    def _judge_hang(self, now: float) -> list[Command]:
+        """An attempt got no answer, but the session did get one: was that asked for when the attempt should have had
+        its own?"""
+        if self._hang is None:
             return []
-        first = self._outage is None
+        fact, begun = self._hang
+        if self._read_good < begun + self._deadline / 2:
+            return self._ask("beat", now) if self._question is None else []
+        self._hang = None
+        self._move(Event.NOT_CONNECTED, now)
+        return self._failed(replace(fact, said=ServerSignal.QUEUED), begun, now)
+
+    def _failed(self, fact: NotConnected, begun: float, now: float) -> list[Command]:
+        """An attempt begun at that time came to nothing, and it is known why."""
+        self._error = _Error(fact.error, fact.said, fact.sqlstate, exhausted=fact.name == EXHAUSTED)
+        was_paced, first = self._paced, self._outage is None
+        if (fact.said is not None and fact.said.is_refusal) or is_ours_to_mend(fact.name):
+            self._refused, self._paced = fact.said, True
+            if self._refusals.add(begun, now):
+                # Who stood in a queue has only just left it.
+                self._pause(now if fact.said is ServerSignal.QUEUED else begun)
+        else:
+            self._refused, self._paced = None, False
+            if was_paced:
+                self._pause(now)
+        told: list[Command] = [] if self._refused is None else [TellRefused(said=self._refused)]
+        if self._suspended:
+            self._found = False
+            self._missed_since = begun if self._missed_since is None else self._missed_since
+            return told
+        if self._state is State.UNKNOWN:
+            return told
         outage = self._outage or self._begin_outage(now)
-        outage.attempt_failed(fact.sqlstate or fact.name, fact.said)
+        outage.attempt_failed(
+            QUEUE if fact.said is ServerSignal.QUEUED else fact.sqlstate or fact.name, fact.said, begun
+        )
         news = outage.connect is None or outage.connect.ended is not None
+        if first and not self._has_session:  # it was lost without anything being amiss
+            outage.read = mark_bad(outage.read, (self._read_good, now), begun)
+            if self._writes_expected:
+                outage.write = mark_bad(outage.write, (self._write_good, now), begun)
         self._attempt_in_vain(outage, begun, now)
-        if first:
+        if first and not self._paced:
             self._pause(now)  # the next was not meant to come so soon
-        return [Record(outage=outage.record())] if news else []
+        return ([Record(outage=outage.record())] if news else []) + told
+
+    def _accepted(self) -> None:
+        """A fresh connection was let in: refusals are a matter of the past."""
+        self._refusals.clear()
+        self._refused = self._hang = None
+        self._paced = False
 
     def _attempt_in_vain(self, outage: OngoingOutage, begun: float, now: float) -> None:
         """An attempt begun at that time came to nothing."""
@@ -485,11 +684,80 @@ class AvailabilityMachine:
                 self._outage.renamed(self._addresses, self._renamed)
         return []
 
+    # Suspended
+
+    @property
+    def _suspended(self) -> bool:
+        return self._state is State.SUSPENDED
+
+    def _suspend(self, fact: Suspend, now: float) -> list[Command]:
+        if self._suspended and self._looks == fact.looks:
+            return []
+        reachable = self._has_session if self._met_at is not None and not self._suspended else self._found
+        self._move(Event.SUSPENDED, now)
+        commands: list[Command] = [Drop()]
+        if (outage := self._outage) is not None and any(downtime.watched for downtime in outage.downtimes):
+            outage.leave()
+            commands.append(Record(outage=outage.record()))
+        self._forget_questions()
+        self._aged, self._check_wanted = None, False
+        self._looks = fact.looks
+        self._found = reachable if fact.looks else None
+        self._missed_since = (now if outage is None else outage.began) if self._found is False else None
+        if self._found is not False:
+            self._error = None
+        if self._found and self._met_at is not None:  # who has just answered need not be asked again so soon
+            self._attempt_after = self._met_at + self._spread(LOOK_SECONDS)
+        elif not self._paced:
+            self._attempt_after = now
+        return commands
+
+    def _look_succeeded(self, fact: Connected, now: float) -> list[Command]:
+        """The look is answered; that may be news of an outage left open, and of the server's sessions."""
+        begun, self._attempts[fact.attempt] = self._attempts[fact.attempt], now
+        self._logged_in.discard(fact.attempt)
+        self._looking = fact.attempt
+        self._found, self._missed_since, self._error = True, None, None
+        self._connect_good = self._read_good = begun
+        self._latency = now - begun
+        commands: list[Command] = []
+        if (outage := self._outage) is not None:
+            outage.after = fact.identity
+            outage.let_in(begun)
+            writable = fact.identity.in_recovery is not True
+            for downtime in (outage.connect, outage.read, outage.write if writable else None):
+                if downtime is not None:
+                    downtime.good(now)
+            commands.append(Record(outage=outage.record()))
+            if outage.over:
+                outage.addresses_after = self._good_addresses
+                commands[-1:] = [Record(outage=outage.record())]
+                self._past, self._outage = (outage, now), None
+        return [*commands, AskTable(number=fact.attempt)]
+
+    def _look_answered(self, fact: BeatAnswered | TableAnswered) -> list[Command]:
+        number = self._looking
+        if number is None or isinstance(fact, BeatAnswered):
+            raise IllegalEvent(f"{fact} while {self._state}")
+        self._forget_attempt(number)
+        return [Discard(number=number)]
+
+    def _resume(self, now: float) -> list[Command]:
+        self._move(Event.RESUMED, now)
+        under_way = bool(self._attempts)
+        self._forget_questions()
+        self._accepted()
+        self._error = None
+        self._started = self._attempt_after = now
+        return [Drop()] if under_way else []
+
     # What others tell
 
     def _pooled_lost(self, fact: PooledLost, now: float) -> list[Command]:
         if fact.loss == STALE_WRITER and not self._writes_expected:
             return []  # nothing is amiss where only reading was ever possible
+        if self._suspended:
+            return []
         if self._outage is not None:
             self._outage.lost[fact.loss] += 1
             return []
@@ -551,7 +819,7 @@ class AvailabilityMachine:
                 return self._writes_expected and (write is None or write.ended is not None)
             case State.READ_ONLY if self._question == "write":
                 return None
-            case State.UNKNOWN:
+            case State.UNKNOWN | State.SUSPENDED:
                 return None
             case _:
                 return False
@@ -567,6 +835,9 @@ class AvailabilityMachine:
     def _require(self, possible: bool, fact: Fact) -> None:
         if not possible:
             raise IllegalEvent(f"{fact} while {self._state}")
+
+
+_QUESTIONS: Mapping[Question, Command] = {"beat": Beat(), "table": Look(), "write": CheckWrite()}
 
 
 def _suspicion(ending: Ending) -> Cause:

@@ -16,8 +16,16 @@ What the last words of a session and the failed attempts tell is circumstantial;
   is a partition. If they worked at once, a session that was ended is a cull, one that fell silent a partition of its
   own.
 
+Which of several answers counts is told by time, not by number: each holds until the next attempt, and refused ones are
+seldom repeated. What answers counts more than how the session ended: a database that says 28P01 was not restarted,
+whoever ended the session before, unless another life answers at last.
+
+A connection that is let in and then left without an answer waits in the queue of a pooler that is full; so does one
+that hangs while the session is answered. That is a refusal (`QUEUE`), although nobody says so.
+
 A session that lives and can no longer write is a role flip, whatever becomes of it later: pre-ping cannot see those.
-While nobody has answered yet, the kind is a guess, and `unknown` where there is nothing to guess from.
+While nobody has let us in yet, the kind is a guess: what was refused, where anything was, else what the words suggest;
+`unknown` where there is nothing to guess from.
 
 A path with a limit on age ends a session like a cull or a partition of its own. When such an end has turned out to be
 one of several at one age (see `lifetime`), its kind becomes `lifetime`: nothing was out but a connection too old.
@@ -25,15 +33,23 @@ one of several at one age (see `lifetime`), its kind becomes `lifetime`: nothing
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 from sidecar.core.evidence import Death, Downtime, Ending, Interval, Outage, OutageKind
 from sidecar.core.identity import Comparison, Identity, Kinship, compare
-from sidecar.core.signals import ServerSignal
+from sidecar.core.signals import EXHAUSTED, ServerSignal
 
 _NO_TRUST = frozenset({"PasswordFile", "SSLCertVerificationError"})
 """Names of errors of our own making: we had no password to show, or did not trust the server's certificate."""
+
+QUEUE = "queue"
+"""What attempts are counted under that waited in vain behind others."""
+
+
+def is_ours_to_mend(name: str) -> bool:
+    """Whether an attempt that failed so will fail again, however often it is made, until something changes here."""
+    return name in _NO_TRUST or name == EXHAUSTED
 
 
 def over(outage: Outage) -> bool:
@@ -93,6 +109,7 @@ class OpenInterval:
     began: tuple[float, float]
     bad_at: float
     ended: tuple[float, float] | None = None
+    watched: bool = True  # see `Downtime`
 
     def bad(self, at: float) -> None:
         """It was bad when asked `at` that time; if it seemed to have ended, it had not."""
@@ -135,6 +152,10 @@ class OngoingOutage:
     endings: Counter[str] = field(default_factory=Counter)  # sessions lost, by SQLSTATE
     lost: Counter[str] = field(default_factory=Counter)
     meanings: dict[str, ServerSignal] = field(default_factory=dict)  # of the SQLSTATEs that attempts met
+    _held: defaultdict[str, float] = field(
+        default_factory=lambda: defaultdict(float)
+    )  # seconds for which that was the latest answer
+    _heard: tuple[str, float] | None = None  # the latest, and when it was asked for
 
     def session_lost(self, ending: Ending) -> None:
         self.ending = self.ending or ending
@@ -142,14 +163,52 @@ class OngoingOutage:
         if ending.sqlstate is not None:
             self.endings[ending.sqlstate] += 1
 
-    def attempt_failed(self, code: str, said: ServerSignal | None) -> None:
+    def attempt_failed(self, code: str, said: ServerSignal | None, begun: float) -> None:
         """`code` is what it is counted under: a SQLSTATE, or the name of the error where no server spoke."""
-        if said is None or said.out_of_service or said is ServerSignal.UNREACHABLE:
-            self.failures[code] += 1
-        else:
+        if code == EXHAUSTED or (said is not None and said.is_refusal):
             self.refusals[code] += 1
+        else:
+            self.failures[code] += 1
         if said is not None:
             self.meanings[code] = said
+        self._hear(code, begun)
+
+    def let_in(self, begun: float) -> None:
+        """An attempt begun at that time succeeded."""
+        self._hear(None, begun)
+
+    def _hear(self, code: str | None, begun: float) -> None:
+        latest = begun
+        if self._heard is not None:
+            latest = max(begun, self._heard[1])
+            self._held[self._heard[0]] += latest - self._heard[1]
+        self._heard = None if code is None else (code, latest)
+
+    def leave(self) -> None:
+        """Nobody watches it any more: what is still open will be found to have ended."""
+        for downtime in self.downtimes:
+            if downtime.ended is None:
+                downtime.watched = False
+
+    @property
+    def refusal(self) -> str | None:
+        """What attempts were refused with, if that is what counts: it held longest, or is the latest and all we know.
+
+        Of several the one that held longest.
+        """
+        if not self.refusals:
+            return None
+        is_latest = self.after is None and self._heard is not None and self._heard[0] in self.refusals
+        holds = sum(self._held[code] for code in self.refusals) >= sum(self._held[code] for code in self.failures)
+        return self._foremost(self.refusals) if is_latest or holds else None
+
+    @property
+    def failure(self) -> str | None:
+        """How attempts failed that found nobody at work; of several the way that held longest."""
+        return self._foremost(self.failures) if self.failures else None
+
+    def _foremost(self, counted: Counter[str]) -> str:
+        return max(counted, key=lambda code: (self._held[code], counted[code]))
 
     def renamed(self, addresses: tuple[str, ...], when: tuple[float, float] | None) -> None:
         """The name now leads to these addresses, since some time in that interval."""
@@ -208,7 +267,7 @@ class OngoingOutage:
         if known is None:
             return None
         ended = None if known.ended is None else self._interval(known.ended)
-        return Downtime(began=self._interval(known.began), ended=ended)
+        return Downtime(began=self._interval(known.began), ended=ended, watched=known.watched)
 
     def _interval(self, times: tuple[float, float]) -> Interval:
         return Interval(after=times[0] + self.offset, until=times[1] + self.offset)
@@ -221,13 +280,12 @@ def classify(outage: OngoingOutage) -> tuple[OutageKind, str | None]:
         return OutageKind.ROLE_FLIP, None
     if outage.moved:
         return (OutageKind.SWITCHOVER if _manner(ending) == "fast" else OutageKind.FAILOVER), outage.comparison.respect
-    if _restarted(outage):
+    refusal, failure = outage.refusal, outage.failure
+    if _restarted(outage) and (refusal is None or after is not None):
         return OutageKind.RESTART, _manner(ending)
-    if outage.refusals and outage.refusals.total() >= outage.failures.total():
-        sqlstate = outage.refusals.most_common(1)[0][0]
-        login_refused = outage.meanings[sqlstate] is ServerSignal.LOGIN_REFUSED
-        return (OutageKind.AUTHENTICATION if login_refused else OutageKind.REFUSAL), sqlstate
-    failure = next((name for name, _ in outage.failures.most_common(1)), None)
+    if refusal is not None:
+        login_refused = outage.meanings.get(refusal) is ServerSignal.LOGIN_REFUSED
+        return (OutageKind.AUTHENTICATION if login_refused else OutageKind.REFUSAL), refusal
     if failure in _NO_TRUST:
         return OutageKind.AUTHENTICATION, failure
     if ending is not None and ending.death is Death.SILENT:
@@ -247,7 +305,7 @@ def _restarted(outage: OngoingOutage) -> bool:
         return True
     if outage.comparison.kinship is Kinship.UNKNOWN:
         stopped = said in (ServerSignal.STOPPING, ServerSignal.ORPHANED)
-        return stopped and (outage.after is None or bool(outage.failures))
+        return stopped and outage.refusal is None and (outage.after is None or bool(outage.failures))
     return outage.comparison.kinship is Kinship.ANOTHER_LIFE
 
 

@@ -4,8 +4,14 @@ With `depends_on: process` always: the sidecar works, and that is all that was a
 
 - before the first contact: no. Nothing is known, and an application that starts now would fail.
 - while no connection can be had, or no fresh one: yes within the grace period, which rides out restarts, then no. A
-  refused password or a full server counts like a dead one: the application cannot connect either. The reason says so.
+  refused password or a missing database counts like a dead one: the application could not connect again, nor start
+  anew. The reason says so.
+- while fresh connections are refused for want of a slot, in the server, in a pooler's queue or in this process, and the
+  session is answered: yes. The application works on the connections it has, another pod would not get any more, and
+  that one connection too many may have been ours.
 - while only writing is out: yes. Reading works, and no other pod could write either.
+- while the watch is suspended: as the last look found it, with the same grace and the same exception. Where nobody
+  looks, during a pause, yes: to ask for a maintenance is not to ask for an eviction.
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ class Readiness:
 _REMEDIES = {
     ServerSignal.LOGIN_REFUSED: "check the user, and that the password file holds the present password",
     ServerSignal.FULL: "close unused connections, or raise max_connections",
+    ServerSignal.QUEUED: "close unused connections, or give the pooler more",
     ServerSignal.NO_DATABASE: "check the name of the database",
 }
 """What to do about that which the server says."""
@@ -42,10 +49,14 @@ def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: flo
     """
     if depends_on == "process":
         return Readiness(ready=True, reason="readiness does not depend on the database", since=status.since_at)
+    if status.paused:
+        return Readiness(ready=True, reason="measuring is paused, nobody looks", since=status.since_at)
     if status.out_since_at is None or status.out_seconds is None:
+        if status.suspended:
+            return _suspended(status)
         ability = "" if status.writable else ", for reading only"
         return Readiness(ready=True, reason=f"the database is reachable{ability}", since=status.since_at)
-    if status.state is State.UNKNOWN:
+    if status.state is State.UNKNOWN and not status.met:
         return Readiness(
             ready=False, reason=f"no contact with the database yet{_why(status)}", since=status.out_since_at
         )
@@ -53,11 +64,11 @@ def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: flo
         return Readiness(
             ready=True, reason="the database is reachable, but cannot be written to", since=status.since_at
         )
-    what = (
-        "no new connection can be opened"
-        if status.state is State.CONNECT_BLOCKED
-        else "the connection to the database is lost"
-    )
+    what = _WHAT.get(status.state, "the connection to the database is lost")
+    if status.state in (State.CONNECT_BLOCKED, State.SUSPENDED) and _is_exhaustion(status):
+        return Readiness(
+            ready=True, reason=f"{what}, those that are open work{_why(status)}", since=status.out_since_at
+        )
     if status.out_seconds < grace_seconds:
         return Readiness(
             ready=True,
@@ -65,6 +76,24 @@ def readiness(status: AvailabilityStatus, *, depends_on: str, grace_seconds: flo
             since=status.out_since_at,
         )
     return Readiness(ready=False, reason=f"{what}{_why(status)}", since=status.out_since_at + grace_seconds)
+
+
+_WHAT = {
+    State.CONNECT_BLOCKED: "no new connection can be opened",
+    State.SUSPENDED: "the last look found no database",
+    State.UNKNOWN: "no contact with the database since watching was resumed",
+}
+
+
+def _suspended(status: AvailabilityStatus) -> Readiness:
+    if status.reachable:
+        reason = "the database was reachable at the last look; failovers are not timed"
+        return Readiness(ready=True, reason=reason, since=status.since_at)
+    return Readiness(ready=False, reason=f"no contact with the database yet{_why(status)}", since=status.since_at)
+
+
+def _is_exhaustion(status: AvailabilityStatus) -> bool:
+    return status.exhausted or (status.said is not None and status.said.is_exhaustion)
 
 
 def _why(status: AvailabilityStatus) -> str:

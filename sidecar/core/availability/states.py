@@ -12,6 +12,7 @@ stop, a crash or a partition takes both. Hence the states:
 - down: neither.
 - read_only: the session lives, but writing is refused, or not yet proven after (re)connecting. A read replica stays
   here, at peace: only what could be written before can have an outage of writing.
+- suspended: neither is wanted. A look now and then may tell whether the database is there; nothing is timed by it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class State(StrEnum):
     CONNECT_BLOCKED = "connect_blocked"
     DOWN = "down"
     READ_ONLY = "read_only"
+    SUSPENDED = "suspended"
 
 
 class Event(StrEnum):
@@ -41,9 +43,11 @@ class Event(StrEnum):
     NOT_CONNECTED = "not connected"
     WRITABLE = "write possible"
     NOT_WRITABLE = "write refused"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
 
 
-TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
+_WATCHING: Mapping[State, Mapping[Event, State]] = MappingProxyType(
     {
         State.UNKNOWN: {
             Event.CONNECTED: State.READ_ONLY,
@@ -80,6 +84,18 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
             Event.NOT_CONNECTED: State.CONNECT_BLOCKED,
             Event.WRITABLE: State.HEALTHY,
             Event.NOT_WRITABLE: State.READ_ONLY,
+        },
+    }
+)
+
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
+    {
+        **{state: {**ways, Event.SUSPENDED: State.SUSPENDED} for state, ways in _WATCHING.items()},
+        State.SUSPENDED: {
+            Event.CONNECTED: State.SUSPENDED,
+            Event.NOT_CONNECTED: State.SUSPENDED,
+            Event.SUSPENDED: State.SUSPENDED,
+            Event.RESUMED: State.UNKNOWN,
         },
     }
 )

@@ -24,3 +24,9 @@ class AvailabilityStatus:
     said: ServerSignal | None = None  # what the server meant by that error; None where no server spoke
     sqlstate: str | None = None  # of that error
     latency_seconds: float | None = None  # of the last answer
+    met: bool = False  # somebody has answered since this process began
+    suspended: bool = False  # no session is wanted; `reachable` is what the last look found
+    paused: bool = False  # suspended, and not looked at either
+    refused: ServerSignal | None = None  # what the last attempt was refused with; None once another answer came
+    queued: bool = False  # the last attempt waited in vain behind others, in a pooler's queue
+    exhausted: bool = False  # the last attempt failed because we had nothing left to open a connection with

@@ -13,6 +13,7 @@ from sidecar.core.signals import ServerSignal
 _MEANINGS = (
     # the code or its class, words of the message, what is meant; the first that fits
     ("08P01", "idle_timeout", ServerSignal.IDLE_TIMEOUT),  # PgBouncer's client_idle_timeout
+    ("08P01", "query_wait_timeout", ServerSignal.QUEUED),  # PgBouncer: no server connection became free in time
     ("08", "", ServerSignal.UNREACHABLE),  # connection exception
     ("25006", "", ServerSignal.READ_ONLY),  # read_only_sql_transaction
     ("25P03", "", ServerSignal.IN_TRANSACTION_TIMEOUT),  # idle_in_transaction_session_timeout
