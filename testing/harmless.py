@@ -257,9 +257,17 @@ def _told(peaks: Mapping[str, int]) -> str:
 
 
 def greedy(
-    *, rounds: int = 2, held: float = 3.0, pause: float = 2.0, settled: float = SETTLING_SECONDS
+    *,
+    rounds: int = 2,
+    held: float = 3.0,
+    pause: float = 2.0,
+    settled: float = SETTLING_SECONDS,
+    again: float | None = None,
 ) -> list[Finding]:
-    """An application that takes 95 % of a server and gives it back, again and again; slowly, and at once."""
+    """An application that takes 95 % of a server and gives it back, again and again; slowly, and at once.
+
+    With `again`, it leaves for good, and measuring may take so many seconds to begin again.
+    """
     usable = 40 - 3
     with ExitStack() as ends:
         server = ends.enter_context(counted_server({"max_connections": 40}))
@@ -288,7 +296,13 @@ def greedy(
         broken = [each for each in counter.breaches(usable, since=began) if each.seconds > LOOK_SECONDS + SLACK_SECONDS]
         logins = [one for one in read_log(server).foreign(since=began) if one.at < ended]
         window = min(60.0, ended - began)
+        resumed: list[Finding] = []
+        if again is not None:
+            time.sleep(again)
+            back = counter.here_after(ended + 1.0, lambda session: session.role == "probe")
+            resumed.append(at_most("… it measures again after", again, back, " s"))
         return [
+            *resumed,
             at_most("95 % at once: longest wait", LOOK_SECONDS + SLACK_SECONDS, application.worst_delay, " s"),
             at_most("95 % slowly: refused", 0, refused_slowly),
             Finding(
