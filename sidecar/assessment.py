@@ -17,7 +17,7 @@ from sidecar.core.advice.trials import TrialResult
 from sidecar.core.advice.verdict import Activity, ApplicationSettings
 from sidecar.core.availability.readiness import readiness
 from sidecar.core.availability.status import AvailabilityStatus
-from sidecar.core.budget import Declared
+from sidecar.core.budget import BudgetStatus, Declared, PauseReason
 from sidecar.core.evidence import Outage
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
@@ -111,6 +111,8 @@ def view_of(
     connections: Mapping[tuple[ConnectionRole, ConnectionState], int],
     checkout: Spread | None,
     checkout_with_ping: Spread | None,
+    budget: BudgetStatus | None = None,
+    paused: PauseReason | None = None,
 ) -> TargetView:
     """How the target stands, for everyone who asks. `generated_at` is the (wall-clock) time of the advice."""
     return TargetView(
@@ -128,4 +130,6 @@ def view_of(
         connections=connections,
         checkout=checkout,
         checkout_with_ping=checkout_with_ping,
+        budget=budget,
+        paused=paused,
     )

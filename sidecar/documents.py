@@ -21,6 +21,7 @@ from sidecar.core.advice.attribution import KnownLimit
 from sidecar.core.advice.ping_cost import Spread, milliseconds
 from sidecar.core.advice.recommendation import IdleLimit, PoolSettings, Recommendation
 from sidecar.core.availability.readiness import Readiness
+from sidecar.core.budget import BudgetStatus, CeilingKind, Grant, Hindrance, PauseReason
 from sidecar.core.evidence import Downtime, Observation, Outage, Status
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.views import Source, TargetView
@@ -96,6 +97,39 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetState:
+    """What a target may hold, and why it is not more.
+
+    The numbers are those of the tightest limit on sessions, `ceiling`; null while nobody has seen it. `hindrance` is
+    null while as much is held as it takes to measure well.
+    """
+
+    usable: int | None
+    used: int | None
+    others: int | None  # of those used, no sidecar's
+    ceiling: CeilingKind | None
+    joint: int | None  # connections beside heartbeats that all sidecars together may hold
+    granted: Grant
+    wished: Grant
+    hindrance: Hindrance | None
+    since: float
+
+    @classmethod
+    def of(cls, status: BudgetStatus) -> BudgetState:
+        return cls(
+            usable=status.usable,
+            used=status.used,
+            others=status.others,
+            ceiling=status.ceiling,
+            joint=status.joint,
+            granted=status.granted,
+            wished=status.wished,
+            hindrance=status.hindrance,
+            since=status.since_at,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSummary:
     """One target in short."""
 
@@ -114,6 +148,8 @@ class TargetSummary:
     connections: tuple[ConnectionCount, ...]
     checkout: Latency | None  # from the held pool, on connections open before: without a pre-ping
     checkout_with_ping: Latency | None
+    budget: BudgetState | None = None  # null until the server was first looked at
+    paused: PauseReason | None = None  # why nothing at all is held; null while something is
 
     @classmethod
     def of(cls, view: TargetView) -> TargetSummary:
@@ -137,6 +173,8 @@ class TargetSummary:
             ),
             checkout=Latency.of(view.checkout),
             checkout_with_ping=Latency.of(view.checkout_with_ping),
+            budget=None if view.budget is None else BudgetState.of(view.budget),
+            paused=view.paused,
         )
 
 

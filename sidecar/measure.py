@@ -24,6 +24,7 @@ from sidecar.core.advice.attribution import defaults
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render import FORMATS, FormatName
 from sidecar.core.advice.render.python import sqlalchemy as engine_arguments
+from sidecar.core.budget import BudgetStatus, CeilingKind, Hindrance
 from sidecar.core.evidence import MILESTONES, Observation, Status
 from sidecar.core.idle.forecast import forecast
 from sidecar.core.views import TargetView
@@ -33,6 +34,7 @@ from sidecar.probes.errors import CannotConnect, ConnectionEnded
 from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver, forgive_abandoned_connects
 from sidecar.settings.model import Settings
+from sidecar.sharing import Sharing
 from sidecar.target import Target
 from sidecar.tasks import SupervisedTasks
 from sidecar.threads import Threads
@@ -124,10 +126,21 @@ class _Measurement:
             loop.add_signal_handler(number, self._interrupted.set)
         if (why_not := await self._first_contact()) is not None:
             return why_not
-        target = Target(TARGET, self._settings, metrics=Counts((TARGET,)), clock=self._clock, keep=lambda record: None)
+        sharing = Sharing(
+            cap=self._settings.fleet.max_connections, monotonic=self._clock.monotonic, wall=self._clock.wall
+        )
+        target = Target(
+            TARGET,
+            self._settings,
+            metrics=Counts((TARGET,)),
+            clock=self._clock,
+            sharing=sharing,
+            keep=lambda record: None,
+        )
         tasks = SupervisedTasks(logging.getLogger("sidecar.measure"))
         for name, work in target.tasks():
             tasks.start(name, work)
+        tasks.start("sharing", sharing.run())
         try:
             end, because = await self._watch(target, tasks)
             target.refresh()
@@ -179,7 +192,7 @@ class _Measurement:
         if view.reachable is False:
             return view.readiness.reason
         if view.stage == "paused":
-            return "waiting until the server has connections to spare"
+            return _waits(view.budget)
         if view.recommendation.status in MILESTONES[MILESTONES.index(self._goal) :]:
             return ""
         togo = forecast(
@@ -206,6 +219,18 @@ class _Measurement:
             view=None if target is None else target.view,
             observations=() if target is None else target.records.observations,
         )
+
+
+def _waits(budget: BudgetStatus | None) -> str:
+    """Why nothing is measured at the moment."""
+    if budget is None or budget.hindrance is Hindrance.NOT_LOOKED_YET:
+        return "waits for a look at who holds the server's connections"
+    if budget.hindrance is Hindrance.REFUSED:
+        return "waits: a connection was refused"
+    if budget.usable is None or budget.used is None:
+        return "waits until the server has connections to spare"
+    whose = "" if budget.ceiling in (None, CeilingKind.SERVER) else f" under the limit of the {budget.ceiling}"
+    return f"waits: {budget.used} of {budget.usable} in use{whose}"
 
 
 def _snippet(advice: Recommendation, dialect: FormatName) -> str:

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from sidecar import __version__
 from sidecar.core.advice.recommendation import IdleLimit, LifetimeLimit, Recommendation, VerdictKind
+from sidecar.core.budget import Hindrance
 from sidecar.core.evidence import Cause, Death, Outage, OutageKind, Outcome, Status
 from sidecar.core.views import Source
 
@@ -31,6 +32,9 @@ PREFIX = "connection_health"
 OUTCOMES = tuple(Outcome)
 OUTAGE_KINDS = tuple(OutageKind)
 VERDICTS = tuple(VerdictKind)
+SQLSTATES = ("08P01", "28000", "28P01", "3D000", "42501", "53300", "57P03")
+"""With which logins are refused, by PostgreSQL or a pooler before it; what else there may be is counted as `other`."""
+OTHER = "other"
 # fmt: off
 LATENCY_BUCKETS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0,
@@ -87,6 +91,23 @@ class Counts:
             OUTAGE_BUCKETS,
             {"target": names, "kind": OUTAGE_KINDS},
         )
+
+        self._sessions_ended = self._counter(
+            "sessions_ended",
+            "Sessions of the sidecar that died unseen, and that it had the server end.",
+            {"target": names},
+        )
+        self._logins_refused = self._counter(
+            "logins_refused",
+            "Logins of the sidecar that were refused by an answer, by its SQLSTATE.",
+            {"target": names, "sqlstate": (*SQLSTATES, OTHER)},
+        )
+
+    def session_ended(self, target: str) -> None:
+        self._sessions_ended[target,].inc()
+
+    def login_refused(self, target: str, sqlstate: str) -> None:
+        self._logins_refused[target, sqlstate if sqlstate in SQLSTATES else OTHER].inc()
 
     def checkout(self, target: str, seconds: float, *, pre_ping: bool) -> None:
         self._checkouts[target, "true" if pre_ping else "false"].observe(seconds)
@@ -181,6 +202,13 @@ class _Gauges(Collector):
         last_outage = _gauge(
             "last_outage_timestamp_seconds", "When the latest outage was seen first, not counting kind lifetime."
         )
+        budget = _gauge(
+            "budget_connections",
+            "Connections beside heartbeats that may be held on the server: by all sidecars together, by this one.",
+            "scope",
+        )
+        paused = _gauge("paused", "Why nothing is measured at the moment: 1 for what holds.", "reason")
+        reduced = _gauge("reduced", "Why less is measured than is wished for: 1 for what holds.", "reason")
         dead = _gauge("dead_tasks", "Supervised tasks that died, those that all targets share included.")
         pending = _gauge("store_pending_writes", "Records waiting in memory for the store, which all targets share.")
         for name, view in views.items():
@@ -200,11 +228,18 @@ class _Gauges(Collector):
             _set(regime, view.regime, name)
             for (role, state), count in view.connections.items():
                 _set(connections, count, name, role, state)
+            if view.budget is not None:
+                _set(budget, view.budget.joint, name, "joint")
+                _set(budget, view.budget.granted.measuring, name, "own")
+                hindrance = view.budget.hindrance
+                for reason in Hindrance:
+                    _set(paused, hindrance is reason and view.budget.is_pausing, name, reason)
+                    _set(reduced, hindrance is reason and not view.budget.is_pausing, name, reason)
             _set(last_outage, _last_outage_at(self._source.outages(name)), name)
             _set(dead, _dead_tasks(self._source.faults, name), name)
             _set(pending, self._source.store_pending_writes, name)
         yield from (up, ready, limit, lifetime, recycle, pre_ping, status, verdict, regime)
-        yield from (connections, last_outage, dead, pending)
+        yield from (connections, budget, paused, reduced, last_outage, dead, pending)
         yield from self._application()
 
     def _application(self) -> Iterator[Metric]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.trials import TrialResult
 from sidecar.core.advice.verdict import Activity
+from sidecar.core.budget import BudgetStatus
 from sidecar.core.evidence import Arm, Cause, Observation, Outage, Outcome
 from sidecar.metrics import Counts
 from sidecar.probes.pool import CheckedOut, Closed, PoolFact, PrePinged, TurnFailed
@@ -116,6 +117,34 @@ class Recorder:
         """A pooled connection could write once, and cannot any more."""
         self._metrics.stale_writer_found(self._target)
         log.warning("stale writer: answers every pre-ping, would refuse every write", extra={"target": self._target})
+
+    def session_ended(self) -> None:
+        """A session of ours that died unseen was ended on the server."""
+        self._metrics.session_ended(self._target)
+        log.debug("session left behind was ended", extra={"target": self._target})
+
+    def login_refused(self, sqlstate: str) -> None:
+        """The server, or a pooler before it, refused a connection by an answer."""
+        self._metrics.login_refused(self._target, sqlstate)
+
+    def budget(self, status: BudgetStatus) -> None:
+        """Another number of connections may be held, for another reason."""
+        granted = status.granted
+        log.info(
+            "connections granted",
+            extra={
+                "target": self._target,
+                "hindrance": status.hindrance,
+                "heartbeat": granted.heartbeat,
+                "probes": granted.probes,
+                "pool": granted.pool,
+                "trials": granted.trials,
+                "ceiling": status.ceiling,
+                "usable": status.usable,
+                "used": status.used,
+                "others": status.others,
+            },
+        )
 
     def application(self, activity: Activity) -> None:
         """What the database shows of the application."""

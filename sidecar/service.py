@@ -26,6 +26,7 @@ from sidecar.core.views import TargetView
 from sidecar.metrics import Metrics
 from sidecar.probes.postgresql.connect import forgive_abandoned_connects
 from sidecar.settings.model import Settings
+from sidecar.sharing import Sharing
 from sidecar.store.evidence_store import EvidenceStore
 from sidecar.target import Target
 from sidecar.tasks import SupervisedTasks
@@ -71,6 +72,9 @@ class Service:
         self._status = 0
         self._journal = Journal(self._clock.run_id())
         self._metrics = Metrics(self, settings.targets)
+        self._sharing = Sharing(
+            cap=settings.fleet.max_connections, monotonic=self._clock.monotonic, wall=self._clock.wall
+        )
         self._store = EvidenceStore(
             settings.store.url.get_secret_value(),
             databases={name: target.display for name, target in settings.targets.items()},
@@ -115,6 +119,7 @@ class Service:
         for target in self._targets.values():
             for name, work in target.tasks():
                 self._tasks.start(name, work)
+        self._tasks.start("sharing", self._sharing.run())
         self._started = True
 
     def _create_targets(self, history: Mapping[str, tuple[Sequence[Observation], Sequence[Outage]]]) -> None:
@@ -127,6 +132,7 @@ class Service:
                 self._settings,
                 metrics=self._metrics,
                 clock=self._clock,
+                sharing=self._sharing,
                 keep=self._keep,
                 observations=observations,
                 outages=outages,

@@ -3,12 +3,16 @@
 The parts tell what happens to them: it is put on record (`recorder`), and told on to the parts whom it concerns. What
 records and statuses come to is assessed elsewhere (`assessment`), and taken up in one place: `refresh`, which the
 housekeeping calls. Who asks for the `view` changes nothing.
+
+How many connections each part may hold is decided elsewhere, too (`sharing`), for all targets together, from what they
+wish and what was seen of the server: `apply` passes it on. Before the first word of it nobody opens any.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sidecar.assessment import Assessment, Terms, assess, view_of
@@ -17,21 +21,36 @@ from sidecar.clock import Clock
 from sidecar.core.advice.attribution import defaults
 from sidecar.core.advice.trials import Attempt, TrialResult, attempts, kept_alive
 from sidecar.core.advice.verdict import Activity
-from sidecar.core.budget import LEAST, Declared, connections_to_spare
-from sidecar.core.evidence import STALE_WRITER, Arm, Disturbed, Observation, Outage, Outcome
+from sidecar.core.budget import (
+    BudgetStatus,
+    ConnectionRole,
+    Declared,
+    Hindrance,
+    LeftSession,
+    PauseReason,
+    SessionTable,
+    Wish,
+)
+from sidecar.core.evidence import STALE_WRITER, Arm, Disturbed, Observation, Outage, Outcome, Status
+from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget
-from sidecar.core.idle.facts import ClockSet
+from sidecar.core.idle.facts import ClockSet, Pooled
 from sidecar.core.idle.machine import IdleMachine, IdleStatus
-from sidecar.core.views import ConnectionRole, ConnectionState, TargetView
+from sidecar.core.server_budget import Circumstances
+from sidecar.core.signals import ServerSignal
+from sidecar.core.views import ConnectionState, TargetView
 from sidecar.metrics import Counts
 from sidecar.probes.availability import AvailabilityRunner
 from sidecar.probes.idle import IdleProbeRunner
 from sidecar.probes.observer import keep_observing
+from sidecar.probes.orphans import Orphans
 from sidecar.probes.pool import ROUND_EVERY_SECONDS, CanaryPool, CannotWrite, Closed, PoolFact, TurnFailed
 from sidecar.probes.postgresql.connect import PostgresDriver
+from sidecar.probes.refusals import TellingDriver
 from sidecar.probes.trial import Trials
 from sidecar.recorder import Recorder
 from sidecar.settings.model import Settings
+from sidecar.sharing import Sharing
 
 log = logging.getLogger("sidecar.target")
 
@@ -46,6 +65,7 @@ class Target:
         *,
         metrics: Counts,
         clock: Clock,
+        sharing: Sharing,
         keep: Callable[[Observation | Outage], None],
         observations: Sequence[Observation] = (),
         outages: Sequence[Outage] = (),
@@ -59,7 +79,9 @@ class Target:
         self._figures = self._recorder.figures
         self._declared: Declared | None = None
         self._activity: Activity | None = None
-        self._spare = 0  # connections the server can spare for measuring
+        self._sharing = sharing
+        self._budget: BudgetStatus | None = None
+        self._paused: PauseReason | None = None
         self._measuring_since: float | None = None
         self._offset_seconds = clock.offset_seconds  # as the idle machine was told
         self._machine = IdleMachine(
@@ -72,7 +94,7 @@ class Target:
             defaults=defaults(known_limits()),
             history=observations,
         )
-        self._driver = driver = PostgresDriver(self._target)
+        self._driver = driver = TellingDriver(PostgresDriver(self._target), self._login_refused)
         self._probes = IdleProbeRunner(self._machine, driver, deadline_seconds=idle.deadline, record=self._observed)
         self._pool = CanaryPool(self._target, driver, self._pool_observed, round_every_seconds=pool_round_every_seconds)
         self._availability = AvailabilityRunner(
@@ -82,26 +104,39 @@ class Target:
             on_outage=self._outage_observed,
             on_disturbed=self._disturbed,
             on_aged=self._probes.tell,
+            on_table=self._looked,
+            on_refused=lambda said: sharing.refused(name, said),
             wall=clock.wall,
         )
+        self._orphans = Orphans(lambda: self._availability.session, ended=self._recorder.session_ended)
         self._trials = Trials(
             name,
             driver,
             due=self._due_trials,
-            room=lambda: max(1, self._spare // 4) if self._spare else 0,
-            began=self._share_connections,
+            room=lambda: 0 if self._budget is None else self._budget.granted.trials,
+            began=sharing.draw,
             ended=self._trial_ended,
             wall=clock.wall,
         )
         self._assessment, self._advised_at = self._assess(), clock.wall()
+        self._pool.resize(0)
+        sharing.join(self)
 
     def tasks(self) -> Iterator[tuple[str, Coroutine[Any, Any, None]]]:
         """What is to be supervised, each with a name."""
         yield f"{self.name}/watch", self._availability.run()
-        yield f"{self.name}/observer", keep_observing(self._driver, self._server_declared)
+        yield (
+            f"{self.name}/observer",
+            keep_observing(
+                self._driver,
+                self._server_declared,
+                session=lambda: self._availability.session,
+                may_connect=self._may_look_in,
+            ),
+        )
+        yield f"{self.name}/orphans", self._orphans.run()
         yield f"{self.name}/pool", self._pool.run()
         if self._target.idle.enabled:
-            # Nothing is opened before the server has said how much it can spare.
             yield f"{self.name}/idle", self._probes.run(Budget(connections=0))
         yield f"{self.name}/trials", self._trials.run()
 
@@ -120,22 +155,90 @@ class Target:
         log.info("trying afresh", extra={"target": self.name})
         self._trials.renew()
 
+    def pause(self, reason: PauseReason) -> None:
+        """Give every connection back, at once, until `resume`."""
+        self._paused = reason
+        self._sharing.draw()
+
+    def resume(self) -> None:
+        """Take up again."""
+        self._paused = None
+        self._sharing.draw()
+
+    # -- what it shares (see `sharing.Member`) -----------------------------------------------------------------------
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return (self._target.host, self._target.port)
+
+    @property
+    def wish(self) -> Wish:
+        idle = self._idle()
+        return Wish(
+            target=self.name,
+            heartbeat=self._target.heartbeat.enabled,
+            searching=idle.status is not Status.VERIFIED,
+            probes=idle.wished_connections if self._target.idle.enabled else 0,
+            pool=self._target.pool.size,
+            trials=self._trials.wished,
+        )
+
+    @property
+    def circumstances(self) -> Circumstances:
+        status = self._availability.status
+        return Circumstances(
+            refused=status.refused is not None or status.queued or status.exhausted,
+            pooled=self._availability.is_pooled is True,
+            paused=self._paused is not None,
+        )
+
+    @property
+    def pids(self) -> set[int]:
+        return self._availability.pids | self._probes.pids | self._pool.pids | self._trials.pids
+
+    def apply(self, status: BudgetStatus) -> None:
+        before, self._budget = self._budget, status
+        if before is not None and (before.granted, before.hindrance) == (status.granted, status.hindrance):
+            return
+        granted = status.granted
+        if granted.heartbeat:
+            self._availability.resume()
+        else:
+            self._availability.suspend(looks=self._may_look_in())
+        if granted.probes and self._measuring_since is None:
+            self._measuring_since = self._clock.monotonic()
+        self._probes.tell(Budget(connections=granted.probes))
+        self._pool.resize(granted.pool)
+        self._trials.fit()
+        self._recorder.budget(status)
+
+    def _may_look_in(self) -> bool:
+        """Whether short connections may be opened where no heartbeat stands."""
+        if self._budget is None or self._budget.granted.heartbeat:
+            return False
+        waits_for_another = self._target.heartbeat.enabled and self._budget.hindrance is Hindrance.NOT_LOOKED_YET
+        return self._budget.hindrance is not Hindrance.PAUSED and not waits_for_another
+
     # -- what others see, and what it comes to --------------------------------------------------------------------
 
     @property
     def view(self) -> TargetView:
         """The state as it is now, with the advice as of the last `refresh`."""
-        since = self._measuring_since
+        since, availability = self._measuring_since, self._availability.status
+        if self._paused is None:  # who waits for another's look is not paused by anybody
+            availability = replace(availability, paused=False)
         return view_of(
             self._terms,
             advice=self._assessment.advice,
             generated_at=self._advised_at,
             idle=self._idle(),
-            availability=self._availability.status,
+            availability=availability,
             elapsed_seconds=0.0 if since is None else self._clock.monotonic() - since,
             connections=self._connections(),
             checkout=self._figures.checkout,
             checkout_with_ping=self._figures.checkout_with_ping,
+            budget=self._budget,
+            paused=self._paused,
         )
 
     def refresh(self) -> None:
@@ -217,18 +320,21 @@ class Target:
         self._declared, self._activity = declared, activity
         if activity is not None:
             self._recorder.application(activity)
-        own = sum(self._connections().values())
-        self._spare = connections_to_spare(declared, self._target.idle.connections, own)
-        if self._spare and self._measuring_since is None:
-            self._measuring_since = self._clock.monotonic()
-            about = {"target": self.name, "database": self._target.display, "connections": self._spare}
-            log.info("measuring", extra=about)
-        self._share_connections()
 
-    def _share_connections(self) -> None:
-        """Probes get what trials leave of the connections to spare, and always the two a measurement needs."""
-        left = max(LEAST, self._spare - self._trials.running) if self._spare else 0
-        self._probes.tell(Budget(connections=left))
+    def _looked(self, table: SessionTable | None, identity: Identity) -> None:
+        is_pooled = self._availability.is_pooled is True
+        if is_pooled:
+            self._probes.tell(Pooled())
+        self._sharing.looked(self.name, None if is_pooled else table, identity)
+
+    def _login_refused(self, role: ConnectionRole, said: ServerSignal, sqlstate: str) -> None:
+        self._recorder.login_refused(sqlstate)
+        if role not in (ConnectionRole.HEARTBEAT, ConnectionRole.LOOK) and said.is_refusal:
+            self._sharing.refused(self.name, said)
+            self._availability.suspect()
+
+    def _died_unseen(self, left: LeftSession) -> None:
+        self._orphans.add(left)
 
     def _due_trials(self, results: Sequence[TrialResult], now_at: float) -> Iterator[Attempt]:
         longest_age, application = self._terms.policy.max_pool_recycle, self._terms.application

@@ -208,7 +208,7 @@ def test_without_looks_nothing_more_is_opened_and_what_is_held_stays() -> None:
     assert server.share(wish())["a"].granted.measuring == 7
 
 
-@pytest.mark.parametrize("said", [ServerSignal.LOGIN_REFUSED, ServerSignal.NO_DATABASE, ServerSignal.UNREACHABLE])
+@pytest.mark.parametrize("said", [ServerSignal.LOGIN_REFUSED, ServerSignal.NO_DATABASE, ServerSignal.QUEUED])
 def test_a_refusal_takes_all_but_the_heartbeat_until_the_connect_path_works_again(said: ServerSignal) -> None:
     server = Server()
     wishes = [wish("a", probes=2, pool=1, trials=0), wish("b", probes=2, pool=1, trials=0)]

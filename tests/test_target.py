@@ -15,6 +15,7 @@ from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.metrics import Metrics
 from sidecar.settings.model import Settings
+from sidecar.sharing import Sharing
 from sidecar.target import Target
 from testing.pictures import Picture
 from testing.watching import CULL, demote, eventually, execute, reinstate
@@ -23,6 +24,7 @@ MakeServer = Callable[..., PostgresServer]
 MakePath = Callable[..., Awaitable[FaultyPath]]
 
 POOLED = 3
+PROBES = 4  # what a server of a hundred connections has left for them beside the pool
 
 
 class Running:
@@ -32,16 +34,19 @@ class Running:
         settings = {
             "url": url,
             "pool": {"size": POOLED},
-            "idle": {"floor": 60, "deadline": 5},  # no rest ends while a test lasts
+            "idle": {"connections": PROBES, "floor": 60, "deadline": 5},  # no rest ends while a test lasts
             "heartbeat": {"every": 0.3, "deadline": 5, "reconnect_every": 0.1},
         }
         self.records: list[Observation | Outage] = []
         self._metrics = Metrics(Picture({}), ["db"])
+        clock = clock or Clock()
+        self.sharing = Sharing(cap=None, monotonic=clock.monotonic, wall=clock.wall)
         self.target = Target(
             "db",
             Settings.model_validate({"targets": {"db": settings}}),
             metrics=self._metrics,
-            clock=clock or Clock(),
+            clock=clock,
+            sharing=self.sharing,
             keep=self.records.append,
             pool_round_every_seconds=0.3,
         )
@@ -92,7 +97,8 @@ class Running:
 @asynccontextmanager
 async def running(url: str, clock: Clock | None = None) -> AsyncIterator[Running]:
     one = Running(url, clock)
-    tasks = [asyncio.create_task(work, name=name) for name, work in one.target.tasks()]
+    works = (*one.target.tasks(), ("sharing", one.sharing.run()))
+    tasks = [asyncio.create_task(work, name=name) for name, work in works]
     try:
         await eventually(lambda: one.healthy)
         yield one
@@ -161,7 +167,7 @@ async def test_evidence_and_outages_are_stamped_alike_when_the_wall_clock_is_set
     clock = Clock(read_wall=lambda: time.time() + ahead)
     server = await asyncio.to_thread(make_server)
     async with running(server.url(), clock) as one:
-        await eventually(lambda: one.probing == 8)
+        await eventually(lambda: one.probing == PROBES)
         ahead = hour
         clock.follow_wall()
         one.target.refresh()  # as the housekeeping does

@@ -449,6 +449,11 @@ class BudgetStatus:
     hindrance: Hindrance | None = None
     since_at: float = 0.0  # wall clock: since when it has been this hindrance, or none
 
+    @property
+    def is_pausing(self) -> bool:
+        """Whether nobody can measure here, not this target alone because others have what there is."""
+        return self.hindrance is not None and not self.granted.measuring and not self.joint
+
 
 class Holding(StrEnum):
     """What connections are held for. Looks of a moment are not held."""

@@ -69,11 +69,6 @@ INTRODUCTION_SECONDS = 5.0
 LEAST = Grant(heartbeat=True, probes=PROBES_AT_LEAST, pool=1)
 """What is held at most where the server does not show who holds its sessions."""
 
-REFUSALS = frozenset(
-    {ServerSignal.FULL, ServerSignal.LOGIN_REFUSED, ServerSignal.NO_DATABASE, ServerSignal.UNREACHABLE}
-)
-"""Answers to a login by which all but the heartbeat is given back; the last is a pooler's."""
-
 NOTHING = Grant()
 
 Key = tuple[CeilingKind, str]
@@ -147,8 +142,8 @@ class ServerBudget:
         )
 
     def refused(self, target: str, said: ServerSignal, now: float) -> None:
-        """A login of that target was refused by an answer. What is none of `REFUSALS` changes nothing."""
-        if said not in REFUSALS:
+        """A login of that target was refused by an answer. A server that only starts has refused nothing."""
+        if not said.is_refusal:
             return
         outlook = self._outlook(target)
         outlook.refused_until = now + CALM_SECONDS

@@ -10,6 +10,7 @@ from typing import Protocol
 from sidecar.core.advice.ping_cost import Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.availability.readiness import Readiness
+from sidecar.core.budget import BudgetStatus, PauseReason
 from sidecar.core.budget import ConnectionRole as ConnectionRole
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.idle.planning import Stage
@@ -44,6 +45,8 @@ class TargetView:
     connections: Mapping[tuple[ConnectionRole, ConnectionState], int]  # how many
     checkout: Spread | None  # of the held pool: without a pre-ping
     checkout_with_ping: Spread | None
+    budget: BudgetStatus | None = None  # None until it was first drawn
+    paused: PauseReason | None = None
 
 
 class Source(Protocol):

@@ -84,7 +84,8 @@ class AvailabilityRunner:
 
     `on_outage` is told every version of every outage's record, `on_disturbed` when connections open now or lately
     testify to nothing, `on_aged` how old a session got that ended by itself, `on_table` who holds the sessions of the
-    server that is so identified, `on_refused` each time a fresh connection was refused; all inside the event loop.
+    server that is so identified, None where it does not show that, `on_refused` each time a fresh connection was
+    refused; all inside the event loop.
     Nothing raises but faults in the program.
     """
 
@@ -97,7 +98,7 @@ class AvailabilityRunner:
         on_outage: Callable[[Outage], None],
         on_disturbed: Callable[[Disturbed], None],
         on_aged: Callable[[Aged], None],
-        on_table: Callable[[SessionTable, Identity], None] = lambda _table, _identity: None,
+        on_table: Callable[[SessionTable | None, Identity], None] = lambda _table, _identity: None,
         on_refused: Callable[[ServerSignal], None] = lambda _said: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -264,7 +265,7 @@ class AvailabilityRunner:
             table = await session.sessions(deadline)
             self._observe_role(session, was_read_only)
             self._observe(TableAnswered(at=self._wall()))
-            if table is not None and session is self._session:
+            if session is self._session:
                 self._on_table(table, self._identities[session])
             # Not sooner: when writing was possible again is known no better than this takes.
             if session is self._session and session.rest_limited_to_seconds is None and session.is_pooled is False:
@@ -316,8 +317,7 @@ class AvailabilityRunner:
             return
         del self._attempts[number]
         self._observe(TableAnswered(at=self._wall()))
-        if table is not None:
-            self._on_table(table, identity)
+        self._on_table(table, identity)
 
     async def _attempt(self, number: int, role: ConnectionRole) -> None:
         fact = await self._try_to_connect(number, role)

@@ -15,7 +15,7 @@ from sidecar.clock import boot_time
 from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Aged, Disturbed, Ending, Observation
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Pooled, Survived
 from sidecar.core.idle.machine import IdleMachine
 from sidecar.probes.driver import Driver, WatchedConnection
 from sidecar.probes.errors import CannotConnect, ConnectionEnded
@@ -53,7 +53,13 @@ class IdleProbeRunner:
         """Probe connections by state."""
         return {"open": len(self._connections), "opening": len(self._tasks.keys() - self._connections.keys())}
 
-    def tell(self, fact: Aged | Disturbed | ClockSet | Budget) -> None:
+    @property
+    def pids(self) -> set[int]:
+        """The pids of the sessions, as the server named them."""
+        pids = (connection.backend_pid for connection in self._connections.values())
+        return {pid for pid in pids if pid is not None}
+
+    def tell(self, fact: Aged | Disturbed | ClockSet | Budget | Pooled) -> None:
         """Hand a fact from outside to the machine. Nothing is kept for one that does not run, which it may never do."""
         if self._running:
             self._facts.put_nowait(fact)

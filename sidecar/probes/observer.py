@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 from sidecar.core.advice.verdict import Activity
 from sidecar.core.budget import ConnectionRole, Declared
-from sidecar.core.signals import ServerSignal
 from sidecar.probes.driver import Driver, WatchedConnection
 from sidecar.probes.errors import CannotConnect, ConnectionEnded
 
@@ -59,7 +58,6 @@ async def keep_observing(
     *,
     session: Callable[[], WatchedConnection | None],
     may_connect: Callable[[], bool],
-    refused: Callable[[ServerSignal], None],
 ) -> None:
     """Ask for ever. Once a minute, as soon as there is somebody to ask."""
     while True:
@@ -71,9 +69,8 @@ async def keep_observing(
                 tell(*await observe(driver))
             else:
                 pause_seconds = RETRY_SECONDS
-        except CannotConnect as error:
-            if error.said is not None:
-                refused(error.said)
+        except CannotConnect:
+            pass  # it is the heartbeat's to tell about outages
         except ConnectionEnded:
             pause_seconds = RETRY_SECONDS
         await asyncio.sleep(pause_seconds * random.uniform(1 - _JITTER_SHARE, 1 + _JITTER_SHARE))  # noqa: S311 - no secret

@@ -45,7 +45,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import Death
-from sidecar.core.signals import ServerSignal
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
 from sidecar.settings.model import TargetSettings
@@ -101,7 +100,6 @@ class TurnFailed:
     pre_ping: bool
     error: str
     sqlstate: str | None
-    said: ServerSignal | None = None  # what the server meant that refused a new connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +287,6 @@ class CanaryPool:
                     pre_ping=self._pinged,
                     error=text,
                     sqlstate=sqlstate,
-                    said=error.said if isinstance(error, CannotConnect) else None,
                 )
             )
             return None

@@ -21,7 +21,6 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sidecar.core.advice.recommendation import SetupName, TrialOutcome
 from sidecar.core.advice.trials import Attempt, Setup, TrialResult
 from sidecar.core.budget import ConnectionRole
-from sidecar.core.signals import ServerSignal
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
 
@@ -47,14 +46,7 @@ PATIENCE_SECONDS = 15.0
 
 
 class TrialVoid(Exception):  # noqa: N818 - no trial, no error
-    """Nothing was tried: the database could not be reached before or after the rest.
-
-    `said` is what the server meant that refused a connection.
-    """
-
-    def __init__(self, reason: str, *, said: ServerSignal | None = None) -> None:
-        super().__init__(reason)
-        self.said = said
+    """Nothing was tried: the database could not be reached before or after the rest."""
 
 
 class _Hang(Exception):  # noqa: N818 - what an application would call its quarter of an hour
@@ -65,7 +57,7 @@ class Trials:
     """The trials of one target: runs what is due, a connection each, and holds the latest result of each setup.
 
     `due` is asked with the results and the wall clock, `room` for how many may run at once; `began` is told whenever
-    `running` or `wished` changes, `ended` every result that counts, `refused` what a server means that refuses one.
+    `running` or `wished` changes, `ended` every result that counts.
     """
 
     def __init__(
@@ -77,11 +69,10 @@ class Trials:
         room: Callable[[], int],
         began: Callable[[], None],
         ended: Callable[[TrialResult], None],
-        refused: Callable[[ServerSignal], None] = lambda said: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._target, self._driver, self._wall = target, driver, wall
-        self._due, self._room, self._began, self._ended, self._refused = due, room, began, ended, refused
+        self._due, self._room, self._began, self._ended = due, room, began, ended
         self._running: dict[asyncio.Task[None], str] = {}  # the longest first
         self._opened: dict[str, list[PlainConnection]] = {}  # by setup's name, of the trials under way
         self._regime = 0
@@ -150,8 +141,6 @@ class Trials:
             result = await try_out(self._driver, attempt.setup, attempt.rest_seconds, wall=self._wall, opened=opened)
         except TrialVoid as reason:
             log.debug("trial void", extra={"target": self._target, "setup": name, "reason": str(reason)})
-            if reason.said is not None:
-                self._refused(reason.said)
             await asyncio.sleep(PAUSE_SECONDS)
             return
         finally:
@@ -210,7 +199,7 @@ async def try_out(
         try:
             await _query(engine, patience_seconds)
         except hang_or_error as failure:
-            raise TrialVoid(str(failure), said=getattr(failure, "said", None)) from failure
+            raise TrialVoid(str(failure)) from failure
         before, rested_from = len(opened), loop.time()
         await asyncio.sleep(rest_seconds)
         asked = loop.time()
@@ -281,7 +270,7 @@ async def _control(driver: Driver) -> None:
     try:
         connection = await driver.connect(ConnectionRole.TRIAL, deadline_seconds=CONNECT_SECONDS)
     except CannotConnect as failure:
-        raise TrialVoid(failure.reason, said=failure.said) from failure
+        raise TrialVoid(failure.reason) from failure
     driver.terminate(connection)
 
 

@@ -269,6 +269,15 @@ class PolicySettings(Section):
     """Share of a checkout's time above which pinging at every checkout is advised against."""
 
 
+class FleetSettings(Section):
+    """What this sidecar may take from the servers that it measures, beside the rules that hold for all."""
+
+    max_connections: Annotated[int, Whole(2, 10000)] | None = None
+    """The most connections this process may hold, to all targets together, heartbeats included; one of them is a fresh
+    one that it opens now and then. It only ever lowers what the rules allow (see docs/harmless.md), which are strict
+    enough by themselves: none unless set."""
+
+
 class ReadinessSettings(Section):
     """When `/health` answers 503."""
 
@@ -358,6 +367,9 @@ class Settings(Section, BaseSettings):  # type: ignore[misc]  # their configurat
 
     policy: PolicySettings = PolicySettings()
     """How measurements become advice."""
+
+    fleet: FleetSettings = FleetSettings()
+    """What it may take from the servers."""
 
     readiness: ReadinessSettings = ReadinessSettings()
     """When the sidecar says that it is ready."""

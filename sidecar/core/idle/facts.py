@@ -58,4 +58,11 @@ class ClockSet:
     offset_seconds: float
 
 
-Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed | ClockSet
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled:
+    """A pooler stands before the server, for good. With `transaction` it gives each transaction another session."""
+
+    transaction: bool = False
+
+
+Fact = Opened | OpenFailed | Survived | Died | Aged | Disturbed | ClockSet | Pooled

@@ -86,6 +86,7 @@ class IdleStatus:
     fresh_deaths: int  # interval is bounded by their number, not by the wish
     keepalive_helps: bool | None  # whether TCP keepalive holds connections open beyond the limit
     transaction_pooler: bool  # several backends answered one connection, or one backend several at a time
+    wished_connections: int  # that it could use now, were they granted
     probes: tuple[ProbeView, ...]
     lifetime: AgeLimit | None = None  # the age at which busy connections die, once that has repeated itself
     suspected_age_seconds: float | None = None  # what is proven of ages while it has not
@@ -214,6 +215,7 @@ class IdleMachine:
             lifetime=lifetime,
             suspected_age_seconds=None if lifetime is not None else known.lifetimes.proven,
             busy_seconds=known.busy_seconds or None,
+            wished_connections=self._wanted,
             probes=tuple(probe.view(now) for probe in self._probes.values()),
         )
 
