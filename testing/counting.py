@@ -359,16 +359,22 @@ def read_log(server: PostgresServer) -> ServerLog:
     """All that the server wrote since it was started."""
     log = ServerLog()
     by_pid: dict[int, Login] = {}
+    speaking: Login | None = None
     for line in server.log.read_text(errors="replace").splitlines():
         if (match := _LINE.match(line)) is None:
-            continue  # the next line of a statement, or none of a session's
+            if speaking is not None and line.startswith("\t"):  # the next line of a statement
+                at_first, statement = speaking.statements[-1]
+                speaking.statements[-1] = (at_first, f"{statement}\n{line[1:]}")
+            continue
         at, pid, user, database, code, level, text = match.groups()
+        speaking = None
         if text.startswith("connection received:"):
             by_pid[int(pid)] = Login(at=float(at), pid=int(pid), is_local="host=[local]" in text, lines=1)
             log.logins.append(by_pid[int(pid)])
         elif (login := by_pid.get(int(pid))) is not None:
             login.lines += not text.startswith(("statement:", "execute "))
             _tell(login, float(at), user, database, code, level, text)
+            speaking = login if login.statements and login.statements[-1][0] == float(at) else None
     return log
 
 

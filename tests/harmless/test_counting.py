@@ -83,7 +83,7 @@ def test_the_log_tells_who_was_refused_and_why(server: PostgresServer) -> None:
         with pytest.raises(psycopg.OperationalError):
             psycopg.connect(where)
     with psycopg.connect(url(server, user="app"), application_name="connhealth/look") as session:
-        session.execute("SELECT 'a question'")
+        session.execute("SELECT\n'a question'")
     deadline = time.monotonic() + 10.0
     while (logins := read_log(server).foreign(since=since))[-1].ended_at is None:
         assert time.monotonic() < deadline
