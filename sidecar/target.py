@@ -25,8 +25,8 @@ from sidecar.core.budget import (
     BudgetStatus,
     ConnectionRole,
     Declared,
+    Grant,
     Hindrance,
-    LeftSession,
     PauseReason,
     SessionTable,
     Wish,
@@ -82,6 +82,7 @@ class Target:
         self._sharing = sharing
         self._budget: BudgetStatus | None = None
         self._paused: PauseReason | None = None
+        self._told_pooled = False
         self._measuring_since: float | None = None
         self._offset_seconds = clock.offset_seconds  # as the idle machine was told
         self._machine = IdleMachine(
@@ -93,9 +94,17 @@ class Target:
             cap=idle.cap,
             defaults=defaults(known_limits()),
             history=observations,
+            deadline_seconds=idle.deadline,
         )
         self._driver = driver = TellingDriver(PostgresDriver(self._target), self._login_refused)
-        self._probes = IdleProbeRunner(self._machine, driver, deadline_seconds=idle.deadline, record=self._observed)
+        self._probes = IdleProbeRunner(
+            self._machine,
+            driver,
+            deadline_seconds=idle.deadline,
+            record=self._observed,
+            on_unseen_death=lambda left: self._orphans.add(left),
+            on_refused=self._refused,
+        )
         self._pool = CanaryPool(self._target, driver, self._pool_observed, round_every_seconds=pool_round_every_seconds)
         self._availability = AvailabilityRunner(
             name,
@@ -113,7 +122,7 @@ class Target:
             name,
             driver,
             due=self._due_trials,
-            room=lambda: 0 if self._budget is None else self._budget.granted.trials,
+            room=lambda: self._granted.trials,
             began=sharing.draw,
             ended=self._trial_ended,
             wall=clock.wall,
@@ -137,7 +146,7 @@ class Target:
         yield f"{self.name}/orphans", self._orphans.run()
         yield f"{self.name}/pool", self._pool.run()
         if self._target.idle.enabled:
-            yield f"{self.name}/idle", self._probes.run(Budget(connections=0))
+            yield f"{self.name}/idle", self._probes.run(Budget(connections=self._granted.probes))
         yield f"{self.name}/trials", self._trials.run()
 
     async def close(self) -> None:
@@ -195,6 +204,10 @@ class Target:
     @property
     def pids(self) -> set[int]:
         return self._availability.pids | self._probes.pids | self._pool.pids | self._trials.pids
+
+    @property
+    def _granted(self) -> Grant:
+        return Grant() if self._budget is None else self._budget.granted
 
     def apply(self, status: BudgetStatus) -> None:
         before, self._budget = self._budget, status
@@ -323,18 +336,20 @@ class Target:
 
     def _looked(self, table: SessionTable | None, identity: Identity) -> None:
         is_pooled = self._availability.is_pooled is True
-        if is_pooled:
+        if is_pooled and not self._told_pooled:
+            self._told_pooled = True
             self._probes.tell(Pooled())
         self._sharing.looked(self.name, None if is_pooled else table, identity)
 
     def _login_refused(self, role: ConnectionRole, said: ServerSignal, sqlstate: str) -> None:
         self._recorder.login_refused(sqlstate)
-        if role not in (ConnectionRole.HEARTBEAT, ConnectionRole.LOOK) and said.is_refusal:
+        if role not in (ConnectionRole.HEARTBEAT, ConnectionRole.LOOK):  # else the availability machine tells
+            self._refused(said)
+
+    def _refused(self, said: ServerSignal) -> None:
+        if said.is_refusal:
             self._sharing.refused(self.name, said)
             self._availability.suspect()
-
-    def _died_unseen(self, left: LeftSession) -> None:
-        self._orphans.add(left)
 
     def _due_trials(self, results: Sequence[TrialResult], now_at: float) -> Iterator[Attempt]:
         longest_age, application = self._terms.policy.max_pool_recycle, self._terms.application

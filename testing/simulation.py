@@ -10,7 +10,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, inf
 
 from sidecar.core.evidence import Aged, Cause, Disturbed, Ending, Noticed, Observation
@@ -27,6 +27,7 @@ ENDINGS = {
     "close": Ending(noticed=Noticed.READING, signal="fin"),
     "fatal": fatal("57P05", "idle-session timeout"),
 }
+OWN_LIMIT = replace(ENDINGS["fatal"], own_limit=True)
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class _Connection:
     killed_at: float
     too_old_at: float
     life: int
+    rest_at_most: float  # the session ends by itself after such a rest, as it was told
     ended: bool = False
 
 
@@ -49,6 +51,8 @@ class World:
     of unrelated, unseen deaths. `restarts` are times at which the server restarts and everything open dies visibly.
     `lifetime(draw, now)` gives the age at which a connection opened then dies however busy it is. With `beats`, a
     session is held that is used every so many seconds, as the heartbeat does, and what becomes of it is told.
+
+    The server ends each session after the rest it was told, or sooner where its clock runs ahead (`hurry` below 1).
     """
 
     limit: Callable[[float, float], float]
@@ -62,6 +66,7 @@ class World:
     lifetime: Callable[[float, float], float] = lambda draw, now: inf
     beats: float = 0.0
     keepalive_helps: bool = False  # the limit does not apply to connections with TCP keepalive
+    hurry: float = 1.0
     flushes: tuple[float, ...] = ()  # the path forgets all connections, unseen
     floor: float = 5.0
     cap: float = 86400.0
@@ -94,6 +99,7 @@ class Simulation:
     opened: int = 0
     used: int = 0
     most_open: int = 0
+    cut_short: int = 0  # sessions that lived, and that the server ended because they had told it to
 
     def __post_init__(self) -> None:
         world = self.world
@@ -178,6 +184,7 @@ class Simulation:
             killed_at,
             too_old_at,
             self._life,
+            inf if command.rest_at_most_seconds is None else command.rest_at_most_seconds * world.hurry,
         )
         if world.death in VISIBLE and too_old_at < inf:
 
@@ -187,14 +194,19 @@ class Simulation:
 
             self._at(too_old_at, end)
         self._watch(number)
-        self.tell(Opened(connection=number, identity=self._identity(), seconds=0.0))
+        identity = self._identity() if command.ask else Identity()
+        self.tell(Opened(connection=number, identity=identity, seconds=0.0))
 
     def _limit(self, connection: _Connection) -> float:
         return connection.limit(self.now) * (1 + self.random.gauss(0, self.world.jitter) if self.world.jitter else 1)
 
     def _watch(self, number: int) -> None:
-        """Where deaths are visible, the connection ends by itself at its limit."""
+        """Where deaths are visible, the connection ends by itself at its limit; anywhere, when it was told to."""
         connection = self._open[number]
+        if connection.rest_at_most < inf:
+            self._at(
+                connection.used + connection.rest_at_most, lambda used=connection.used: self._end_own(number, used)
+            )
         if self.world.death in VISIBLE and (limit := self._limit(connection)) < inf:
             rest_began = connection.used
 
@@ -203,6 +215,16 @@ class Simulation:
                     self._die(number, ENDINGS[self.world.death])
 
             self._at(rest_began + limit, end)
+
+    def _end_own(self, number: int, rest_began: float) -> None:
+        """The server keeps its word. What died unseen is gone there now, and nobody here gets to know."""
+        connection = self._open.get(number)
+        if connection is None or connection.used != rest_began:
+            return
+        forgotten = self.now - rest_began >= connection.limit(self.now) or self.now >= connection.too_old_at
+        if not forgotten and self.now < connection.killed_at and connection.life == self._life and not self._out:
+            self.cut_short += 1
+            self._die(number, OWN_LIMIT)
 
     def _use(self, number: int) -> None:
         if (connection := self._open.get(number)) is None:

@@ -21,6 +21,7 @@ from sidecar.core.advice.advice import Policy, advise
 from sidecar.core.advice.recommendation import FailoverFigures, Quantiles, Recommendation
 from sidecar.core.availability.commands import (
     Adopt,
+    AskTable,
     Attempt,
     Beat,
     CheckWrite,
@@ -37,7 +38,9 @@ from sidecar.core.availability.facts import (
     AgeKnown,
     BeatAnswered,
     Connected,
+    CredentialsChanged,
     Fact,
+    LoggedIn,
     NotConnected,
     PooledLost,
     Resolved,
@@ -49,13 +52,15 @@ from sidecar.core.availability.facts import (
     TableAnswered,
     WriteAnswered,
 )
-from sidecar.core.availability.machine import IN_FLIGHT, AvailabilityMachine
+from sidecar.core.availability.machine import IN_FLIGHT, LOOK_SECONDS, AvailabilityMachine
 from sidecar.core.availability.outages import found_over, of_age, over, took_the_database_away
-from sidecar.core.availability.pacing import TAKEN_UP_WITHIN_SECONDS
+from sidecar.core.availability.pacing import TAKEN_UP_WITHIN_SECONDS, pause_after
 from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, State, diagram
+from sidecar.core.budget import ConnectionRole
 from sidecar.core.evidence import STALE_WRITER, Cause, Death, Disturbed, Downtime, Ending, Interval, Outage, OutageKind
 from sidecar.core.identity import Identity
 from sidecar.core.idle.machine import IdleMachine
+from sidecar.core.signals import EXHAUSTED, ServerSignal
 from sidecar.probes.postgresql.signals import signal_of
 from testing.endings import ending, fatal
 
@@ -155,14 +160,14 @@ class Script:
 
     def timer_until(self, command: type[Command]) -> None:
         """Let time pass until the machine commands this. Beats on the way are answered."""
-        for _ in range(10):
+        for _ in range(200):
             seen = len(self.commands)
             self.timer()
             if any(isinstance(new, command) for new in self.commands[seen:]):
                 return
             if command is not Drop:
                 self.answer(self.commands[seen:])
-        raise AssertionError(f"no {command.__name__} within ten timers")
+        raise AssertionError(f"no {command.__name__} within 200 timers")
 
     def answer(self, commands: Iterable[Command]) -> None:
         """Answer a sign of life that was asked for."""
@@ -952,6 +957,468 @@ def test_where_writing_stayed_out_age_was_not_all() -> None:
     assert of_age(script.outage) == script.outage
 
 
+# Answers are answers
+
+
+def refused_for(script: Script, seconds: float, sqlstate: str) -> list[float]:
+    """Every attempt is refused for so long; when each was begun, in seconds from now."""
+    began, begun = script.now, []
+    while True:
+        seen = len(script.commands)
+        due = script.machine.next_deadline()
+        assert due is not None
+        if due >= began + seconds:
+            script.now = began + seconds
+            return begun
+        script.timer()
+        script.answer(script.commands[seen:])
+        if any(isinstance(command, Attempt) for command in script.commands[seen:]):
+            begun.append(script.now - began)
+            script.see(not_connected(script.attempt, sqlstate, ""), after=0.002)
+
+
+@given(refusals=st.integers(1, 50), lasted=st.floats(0, 1e5), jitter=st.floats(0, 1, exclude_max=True))
+def test_pauses_grow_and_are_spread(refusals: int, lasted: float, jitter: float) -> None:
+    nominal = min(2.0 ** min(refusals - 1, 10), 60.0) if lasted < 600 else 300.0
+    pause = pause_after(refusals, lasted_seconds=lasted, jitter=jitter)
+    assert 0.8 * nominal - 1e-9 <= pause <= 1.2 * nominal + 1e-9
+    assert pause <= TAKEN_UP_WITHIN_SECONDS or lasted >= 600
+
+
+@pytest.mark.parametrize("sqlstate", ["53300", "28P01", "28000", "3D000", "42501"])
+@pytest.mark.parametrize("start", [State.UNKNOWN, State.HEALTHY, State.SUSPECT])
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 0.999])
+def test_two_minutes_of_refusals_are_nine_logins_at_most(sqlstate: str, start: State, jitter: float) -> None:
+    script = in_state(start)
+    script.machine._jitter = lambda: jitter
+    begun = refused_for(script, 120.0, sqlstate)
+    assert 5 <= len(begun) <= 9
+    pauses = [after - before for before, after in itertools.pairwise(begun)]
+    assert pauses == sorted(pauses)
+    assert max(pauses) <= TAKEN_UP_WITHIN_SECONDS + 0.01
+    status = script.machine.status(script.now)
+    assert status.refused is signal_of(sqlstate)
+    told = {command.said for command in script.commands if isinstance(command, TellRefused)}
+    assert told == {signal_of(sqlstate)}
+
+
+def test_a_lost_session_is_one_more_reason_to_look_once() -> None:
+    script = in_state(State.CONNECT_BLOCKED)
+    begun = refused_for(script, 60.0, "28000")
+    script.see(SessionEnded(ending=FAST))
+    begun += refused_for(script, 60.0, "28000")
+    assert len(begun) <= 8  # beside the first
+    assert (script.outage.kind, script.outage.detail) == ("authentication", "28000")
+
+
+def test_after_ten_minutes_there_is_no_hurry() -> None:
+    script = in_state(State.CONNECT_BLOCKED)
+    refused_for(script, 900.0, "53300")
+    begun = refused_for(script, 3600.0, "53300")
+    assert 3600 / 360 - 1 <= len(begun) <= 3600 / 240 + 1
+
+
+def test_a_success_ends_the_pauses() -> None:
+    script = in_state(State.CONNECT_BLOCKED)
+    refused_for(script, 100.0, "53300")
+    script.connect()
+    script.write()
+    status = script.machine.status(script.now)
+    assert (status.state, status.refused, status.queued) == (State.HEALTHY, None, False)
+    script.fail("53300")
+    first = script.now
+    script.timer_until(Attempt)
+    assert script.now - first <= 1.2
+
+
+@pytest.mark.parametrize("start", [State.UNKNOWN, State.CONNECT_BLOCKED, State.DOWN])
+def test_changed_credentials_are_tried_at_once(start: State) -> None:
+    script = in_state(start)
+    refused_for(script, 100.0, "28P01")
+    script.see(CredentialsChanged())
+    changed = script.now
+    script.timer_until(Attempt)
+    assert script.now == changed
+    assert script.machine.awaits_credentials
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY))
+    assert not script.machine.awaits_credentials
+    due = script.machine.next_deadline()
+    script.see(CredentialsChanged())
+    assert script.machine.next_deadline() == due, "nobody is refused"
+
+
+def test_a_return_after_a_minute_of_starting_is_found_within_the_ordinary_pace() -> None:
+    script = Script().healthy()
+    script.see(SessionEnded(ending=FAST))
+    began, begun = script.now, []
+    while script.now < began + 60.0:
+        script.timer_until(Attempt)
+        begun.append(script.now)
+        script.see(not_connected(script.attempt, "57P03", ""), after=0.002)
+    assert max(after - before for before, after in itertools.pairwise(begun)) <= RECONNECT + 0.05
+    assert not any(isinstance(command, TellRefused) for command in script.commands)
+    script.connect(RESTARTED)
+    script.write()
+    assert script.outage.kind == "restart"
+    assert script.outage.read is not None
+    assert script.outage.read.ended is not None
+    assert script.outage.read.ended.width_seconds <= RECONNECT + 0.05
+
+
+def test_nobody_answering_between_refusals_is_timed_as_ever() -> None:
+    script = in_state(State.CONNECT_BLOCKED)
+    refused_for(script, 100.0, "53300")
+    script.see(SessionEnded(ending=FAST))
+    script.fail()
+    failed = script.now
+    script.fail()
+    assert script.now - failed <= RECONNECT + 0.05
+    assert script.machine.status(script.now).refused is None
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "kind"),
+    [("28P01", "authentication"), ("28000", "authentication"), ("3D000", "refusal"), ("53300", "refusal")],
+)
+@pytest.mark.parametrize("ending", [FAST, IMMEDIATE, RESET, SILENT])
+def test_what_is_answered_counts_whatever_ended_the_session(sqlstate: str, kind: str, ending: Ending) -> None:
+    script = Script().healthy()
+    script.see(SessionEnded(ending=ending))
+    script.fail()  # somebody in between was restarted, too
+    refused_for(script, 30.0, sqlstate)
+    status = script.machine.status(script.now)
+    assert (status.kind, status.sqlstate) == (kind, sqlstate)
+    script.connect()
+    script.write()
+    assert (script.outage.kind, script.outage.detail) == (kind, sqlstate)
+
+
+def test_a_server_that_was_restarted_was_restarted_whatever_it_refused_then() -> None:
+    script = Script().healthy()
+    script.see(SessionEnded(ending=FAST))
+    refused_for(script, 30.0, "28P01")
+    assert script.outage.kind == "authentication"  # as far as anyone can tell
+    script.connect(RESTARTED)
+    script.write()
+    assert (script.outage.kind, script.outage.detail) == ("restart", "fast")
+
+
+def test_a_crowd_that_comes_back_after_a_partition_does_not_make_it_a_refusal() -> None:
+    script = Script().healthy()
+    script.see(SessionEnded(ending=RESET))
+    for _ in range(100):
+        script.fail()
+    script.fail("53300", "")
+    script.connect()
+    script.write()
+    assert (script.outage.kind, script.outage.detail) == ("partition", "ConnectionRefusedError")
+
+
+def test_having_nothing_left_ourselves_is_a_refusal_that_nobody_gave() -> None:
+    script = Script().healthy()
+    script.fail(None, EXHAUSTED)
+    status = script.machine.status(script.now)
+    assert (status.kind, status.exhausted, status.refused) == ("refusal", True, None)
+    paused_at = script.now
+    script.timer_until(Attempt)
+    assert script.now - paused_at >= 0.7
+
+
+# A queue
+
+
+def hang(script: Script, *, logged_in: bool = True) -> None:
+    """An attempt gets no answer, while the session answers all it is asked."""
+    script.timer_until(Attempt)
+    begun = script.now
+    if logged_in:
+        script.see(LoggedIn(attempt=script.attempt), after=0.001)
+    while True:
+        due = script.machine.next_deadline()
+        if due is None or due >= begun + DEADLINE:
+            break
+        seen = len(script.commands)
+        script.timer()
+        script.answer(script.commands[seen:])
+        assert not any(isinstance(command, Attempt) for command in script.commands[seen:]), "two in a queue"
+    script.now = begun + DEADLINE
+    seen = len(script.commands)
+    script.see(NotConnected(attempt=script.attempt, error="no answer", name="TimeoutError", hung=True), after=0.0)
+    script.answer(script.commands[seen:])
+
+
+@pytest.mark.parametrize("logged_in", [True, False])
+def test_a_connect_that_hangs_beside_a_living_session_stands_in_a_queue(logged_in: bool) -> None:
+    script = Script().healthy(pooled=True)
+    hang(script, logged_in=logged_in)
+    status = script.machine.status(script.now)
+    assert (status.state, status.kind, status.queued) == (State.CONNECT_BLOCKED, "refusal", True)
+    assert (status.said, status.refused) == (ServerSignal.QUEUED, ServerSignal.QUEUED)
+    assert isinstance(script.commands[-1], TellRefused)
+    begun = []
+    for _ in range(5):
+        before = script.now
+        hang(script, logged_in=logged_in)
+        begun.append(script.now - DEADLINE - before)
+    assert begun == sorted(begun)
+    assert begun[0] >= 0.7  # to give back what is held takes a moment
+    assert begun[-1] >= 12
+    script.connect()
+    script.write()
+    assert (script.outage.kind, script.outage.detail) == ("refusal", "queue")
+    assert set(script.outage.downtimes) == {"connect"}
+    assert not took_the_database_away(script.outage)
+
+
+def test_a_pooler_that_gives_up_waiting_says_that_there_is_a_queue() -> None:
+    script = Script().healthy()
+    script.timer_until(Attempt)
+    said = signal_of("08P01", "query_wait_timeout")
+    script.see(
+        NotConnected(attempt=script.attempt, error="query_wait_timeout", name="fin", said=said, sqlstate="08P01")
+    )
+    assert (script.outage.kind, script.outage.detail) == ("refusal", "queue")
+    assert script.machine.status(script.now).queued
+
+
+def test_a_hang_is_judged_by_a_session_that_is_asked_for_the_purpose() -> None:
+    """It was asked nothing in all that time: beats come every minute only."""
+    script = Script()
+    script.machine = AvailabilityMachine(
+        "db", every=60.0, deadline=DEADLINE, reconnect_every=RECONNECT, door_every=DOOR, run="run",
+        jitter=lambda: 0.9, now=script.now, at=script.at,
+    )  # fmt: skip
+    script.connect()
+    script.write()
+    script.timer_until(Attempt)
+    script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError", hung=True), after=DEADLINE)
+    assert isinstance(script.commands[-1], Beat | Look)
+    assert script.records == {}
+    script.answer(script.commands[-1:])
+    assert (script.outage.kind, script.outage.detail) == ("refusal", "queue")
+
+
+def test_a_hang_beside_a_session_that_is_silent_too_is_a_partition() -> None:
+    script = Script().healthy()
+    script.timer_until(Attempt)
+    script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError", hung=True), after=DEADLINE)
+    while script.state is not State.SUSPECT:
+        script.timer()
+    assert not any(isinstance(command, TellRefused) for command in script.commands)
+    assert (script.outage.kind, script.outage.detail) == ("partition", "silent")
+    assert script.outage.errors == {"TimeoutError": 1}
+    hurried = script.now
+    script.timer_until(Attempt)
+    assert script.now - hurried <= RECONNECT
+
+
+@pytest.mark.parametrize(("pooled", "queued"), [(None, True), (True, True), (False, False)])
+def test_who_is_let_in_and_left_alone_waits_in_a_queue_unless_there_is_no_pooler(
+    pooled: bool | None, queued: bool
+) -> None:
+    script = Script() if pooled is None else Script().healthy(pooled=pooled)
+    if pooled is not None:
+        script.see(SessionEnded(ending=CLOSED))
+    script.timer_until(Attempt)
+    script.see(LoggedIn(attempt=script.attempt))
+    assert (script.machine.next_deadline() is None) == (pooled is not False), "one in a queue at a time"
+    script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError", hung=True), after=DEADLINE)
+    assert script.machine.status(script.now).queued == queued
+
+
+# Looks at the server's sessions
+
+
+def test_the_session_is_asked_for_the_table_every_two_seconds() -> None:
+    script = Script()
+    script.machine = make(script.now, jitter=random.Random(3).random)
+    script.healthy()
+    began, looks, questions = script.now, 0, 0
+    while script.now < began + 600:
+        seen = len(script.commands)
+        script.timer()
+        script.answer(script.commands[seen:])
+        looks += sum(isinstance(command, Look) for command in script.commands[seen:])
+        questions += sum(isinstance(command, Look | Beat) for command in script.commands[seen:])
+        for command in script.commands[seen:]:
+            if isinstance(command, Attempt):
+                script.see(Connected(attempt=command.number, at=script.at, identity=PRIMARY))
+    assert 600 / 2.4 <= looks <= 600 / 1.5
+    assert questions <= 600 / EVERY * 1.2, "a beat that is due is replaced by a look"
+
+
+def test_a_look_that_is_not_answered_is_a_session_lost() -> None:
+    script = Script().healthy()
+    script.timer_until(Look)
+    asked = script.now
+    while script.state is State.HEALTHY:
+        script.timer()
+    assert script.state is State.SUSPECT
+    assert script.now - asked <= DEADLINE + 1e-6
+
+
+def test_fresh_connections_are_looked_for_seldom_and_at_once_on_suspicion() -> None:
+    script = Script()
+    script.machine = AvailabilityMachine(
+        "db", every=EVERY, deadline=DEADLINE, reconnect_every=RECONNECT, door_every=20.0, run="run",
+        jitter=random.Random(5).random, now=script.now, at=script.at,
+    )  # fmt: skip
+    script.healthy()
+    began, begun = script.now, []
+    while script.now < began + 600:
+        seen = len(script.commands)
+        script.timer()
+        script.answer(script.commands[seen:])
+        for command in script.commands[seen:]:
+            if isinstance(command, Attempt):
+                begun.append(script.now)
+                script.see(Connected(attempt=command.number, at=script.at, identity=PRIMARY))
+    assert 30 <= len(begun) <= 40  # at most four a minute
+    script.see(Suspected(), after=1.0)
+    suspected = script.now
+    script.timer_until(Attempt)
+    assert script.now - suspected <= RECONNECT
+
+
+# Suspended
+
+
+@pytest.mark.parametrize("start", State)
+@pytest.mark.parametrize("looks", [True, False])
+def test_suspending_gives_everything_back_at_once(start: State, looks: bool) -> None:
+    script = in_state(start)
+    seen = len(script.commands)
+    script.see(Suspend(looks=looks))
+    if start is not State.SUSPENDED or not looks:
+        assert isinstance(script.commands[seen], Drop)
+    status = script.machine.status(script.now)
+    assert (status.state, status.suspended, status.paused) == (State.SUSPENDED, True, not looks)
+    assert status.kind is None
+    assert (script.machine.next_deadline() is None) == (not looks)
+    script.see(Resume())
+    resumed = script.now
+    script.timer_until(Attempt)
+    assert script.now == resumed, "connects at once"
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY))
+    script.write()
+    assert script.state is State.HEALTHY
+    assert all(over(outage) for outage in script.records.values())
+
+
+def test_an_outage_nobody_watched_any_more_is_closed_when_somebody_answers() -> None:
+    script = in_state(State.DOWN)
+    script.see(Suspend(looks=False))
+    assert not over(script.outage)
+    script.see(Resume(), after=600.0)
+    script.connect(RESTARTED)
+    script.write()
+    assert over(script.outage)
+    assert script.outage.kind == "restart"
+    assert all(not downtime.watched for downtime in script.outage.downtimes.values())
+    assert advised([script.outage]).failover == FailoverFigures(
+        outages=1, outage_seconds=None, write_outage_seconds=None
+    )
+
+
+def test_looks_tell_whether_the_database_is_there() -> None:
+    script = in_state(State.DOWN)
+    script.see(Suspend(looks=True))
+    assert script.machine.status(script.now).reachable is False
+    script.timer_until(Attempt)
+    assert script.commands[-1] == Attempt(number=script.attempt, role=ConnectionRole.LOOK)
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY))
+    assert script.commands[-1] == AskTable(number=script.attempt)
+    assert over(script.outage), "left open until somebody answered"
+    script.see(TableAnswered(at=script.at))
+    assert script.commands[-1] == Discard(number=script.attempt)
+    status = script.machine.status(script.now)
+    assert (status.reachable, status.out_since_at) == (True, None)
+    looked = script.now
+    script.timer_until(Attempt)
+    assert 0.8 * LOOK_SECONDS - 1 <= script.now - looked <= 1.2 * LOOK_SECONDS
+    script.see(NotConnected(attempt=script.attempt, error="no", name="ConnectionRefusedError"))
+    status = script.machine.status(script.now)
+    assert (status.reachable, status.error) == (False, "no")
+    assert len(script.records) == 1, "nothing is recorded by looks"
+
+
+def test_a_session_that_was_heard_of_need_not_be_looked_for_at_once() -> None:
+    script = in_state(State.HEALTHY)
+    script.see(Suspend(looks=True))
+    assert script.machine.status(script.now).reachable
+    due = script.machine.next_deadline()
+    assert due is not None
+    assert due - script.now >= 0.8 * LOOK_SECONDS - 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    start=st.sampled_from(State),
+    outcomes=st.lists(
+        st.sampled_from(["ok", "53300", "28P01", "57P03", "hangs", "refused", "no table"]), min_size=1, max_size=6
+    ),
+)
+def test_suspended_never_opens_more_than_the_looks(seed: int, start: State, outcomes: list[str]) -> None:
+    script = in_state(start)
+    numbers = random.Random(seed)
+    script.machine._jitter = numbers.random
+    script.see(Suspend(looks=True))
+    records, begun = len(script.records), []
+    began, turn = script.now, itertools.cycle(outcomes)
+    while script.now < began + 3600:
+        script.see(Suspected())
+        script.see(PooledLost(loss=Death.SILENT, well_at=script.now))
+        seen = len(script.commands)
+        script.timer()
+        new = script.commands[seen:]
+        assert not any(isinstance(command, Beat | Look | CheckWrite | Adopt) for command in new)
+        if not any(isinstance(command, Attempt) for command in new):
+            continue
+        begun.append(script.now)
+        match next(turn):
+            case "ok" | "no table" as outcome:
+                script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY))
+                assert script.commands[-1] == AskTable(number=script.attempt)
+                if outcome == "ok":
+                    script.see(TableAnswered(at=script.at))
+                    assert script.commands[-1] == Discard(number=script.attempt)
+                else:
+                    script.see(NotConnected(attempt=script.attempt, error="no", name="deadline", hung=True), after=2.0)
+            case "hangs":
+                script.see(LoggedIn(attempt=script.attempt))
+                script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError", hung=True), after=2.0)
+            case "refused":
+                script.see(NotConnected(attempt=script.attempt, error="no", name="ConnectionRefusedError"))
+            case sqlstate:
+                script.see(not_connected(script.attempt, sqlstate, ""))
+    pauses = [after - before for before, after in itertools.pairwise(begun)]
+    assert all(0.8 * LOOK_SECONDS - 1e-6 <= pause <= 1.2 * 300 + 3 for pause in pauses)
+    assert len(script.records) == records
+
+
+def test_a_session_ended_by_our_own_limit_is_no_outage() -> None:
+    """The host slept for so long that the server did what we had asked it to."""
+    script = Script().healthy()
+    script.see(SessionEnded(ending=replace(IDLE_SESSION, own_limit=True)), after=600.0)
+    assert script.commands[-1] == Drop()
+    lost = script.now
+    script.timer_until(Attempt)
+    assert script.now - lost <= RECONNECT
+    script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY))
+    script.write()
+    assert (script.state, script.records, script.told) == (State.HEALTHY, {}, [])
+
+
+def test_what_is_found_after_our_own_limit_is_recorded() -> None:
+    script = Script().healthy()
+    script.see(SessionEnded(ending=replace(IDLE_SESSION, own_limit=True)), after=600.0)
+    script.fail()
+    script.connect(RESTARTED)
+    script.write()
+    assert (script.outage.kind, set(script.outage.downtimes)) == ("restart", {"connect", "read", "write"})
+
+
 # Ground truth
 
 
@@ -1243,6 +1710,9 @@ class Shell(RuleBasedStateMachine):
         self.session = False
         self.question: type[Command] | None = None
         self.attempts: set[int] = set()
+        self.logged_in: set[int] = set()
+        self.looking: int | None = None
+        self.looks: bool | None = None  # None while watching
         self.records: dict[str, Outage] = {}
 
     def obey(self, commands: list[Command]) -> None:
@@ -1252,16 +1722,22 @@ class Shell(RuleBasedStateMachine):
                     assert self.session
                     assert self.question is None
                     self.question = type(command)
-                case Attempt(number=number):
+                case Attempt(number=number, role=role):
+                    assert self.looks is not False
+                    assert (role is ConnectionRole.LOOK) == (self.looks is True)
                     self.attempts.add(number)
-                    assert len(self.attempts) <= IN_FLIGHT
+                    assert len(self.attempts) <= (IN_FLIGHT if self.looks is None else 1)
+                case AskTable(number=number):
+                    assert self.looks
+                    self.looking = number
+                    self.attempts.add(number)
                 case Adopt():
-                    self.session, self.question, self.attempts = True, None, set()
+                    self.session, self.question, self.attempts, self.looking = True, None, set(), None
                 case Drop():
-                    self.session, self.question, self.attempts = False, None, set()
+                    self.session, self.question, self.attempts, self.looking = False, None, set(), None
                 case Record(outage=outage):
                     self.keep(outage)
-                case Discard() | Tell(disturbed=Disturbed()) | Witness():
+                case Discard() | Tell(disturbed=Disturbed()) | TellRefused() | Witness():
                     pass
 
     def keep(self, outage: Outage) -> None:
@@ -1285,8 +1761,12 @@ class Shell(RuleBasedStateMachine):
         if legal:
             if isinstance(fact, BeatAnswered | WriteAnswered):
                 self.question = None
+            elif isinstance(fact, TableAnswered):
+                self.attempts.discard(self.looking or 0)
+                self.question = self.looking = None
             elif isinstance(fact, Connected | NotConnected):
                 self.attempts.discard(fact.attempt)
+                self.looking = None if self.looking == fact.attempt else self.looking
             self.obey(self.machine.observe(fact, self.now))
             return
         frozen = copy.deepcopy(vars(self.machine))
@@ -1305,23 +1785,46 @@ class Shell(RuleBasedStateMachine):
             self.now = max(self.now, due)
         self.obey(self.machine.handle_timer(self.now))
 
-    @precondition(lambda self: self.attempts)
+    @precondition(lambda self: self.attempts - {self.looking})
     @rule(
         data=st.data(),
         identity=st.sampled_from([PRIMARY, RESTARTED, STANDBY, PROMOTED, ANONYMOUS]),
         tells=st.booleans(),
     )
     def connected(self, data: st.DataObject, identity: Identity, tells: bool) -> None:
-        number = data.draw(st.sampled_from(sorted(self.attempts)))
+        number = data.draw(st.sampled_from(sorted(self.attempts - {self.looking})))
         addresses = (data.draw(st.sampled_from(["10.0.0.1", "10.0.0.2"])),)
         fact = Connected(attempt=number, at=self.now + EPOCH, identity=identity, tells_role=tells, addresses=addresses)
         self.tell(fact, legal=True)
 
     @precondition(lambda self: self.attempts)
-    @rule(data=st.data(), sqlstate=st.sampled_from([None, "57P03", "53300", "28P01"]))
-    def not_connected(self, data: st.DataObject, sqlstate: str | None) -> None:
+    @rule(data=st.data(), sqlstate=st.sampled_from([None, "57P03", "53300", "28P01"]), hung=st.booleans())
+    def not_connected(self, data: st.DataObject, sqlstate: str | None, hung: bool) -> None:
         number = data.draw(st.sampled_from(sorted(self.attempts)))
-        self.tell(not_connected(number, sqlstate, "OSError"), legal=True)
+        self.tell(replace(not_connected(number, sqlstate, "OSError"), hung=hung and sqlstate is None), legal=True)
+
+    @precondition(lambda self: self.attempts - {self.looking})
+    @rule(data=st.data())
+    def let_in(self, data: st.DataObject) -> None:
+        self.tell(LoggedIn(attempt=data.draw(st.sampled_from(sorted(self.attempts - {self.looking})))), legal=True)
+
+    @rule(looks=st.booleans())
+    def suspend(self, looks: bool) -> None:
+        self.looks = looks
+        self.tell(Suspend(looks=looks), legal=True)
+
+    @rule()
+    def resume(self) -> None:
+        suspended, self.looks = self.looks is not None, None
+        self.tell(Resume(), legal=suspended)
+
+    @rule()
+    def credentials_changed(self) -> None:
+        self.tell(CredentialsChanged(), legal=True)
+
+    @rule()
+    def table_answered(self) -> None:
+        self.tell(TableAnswered(at=self.now + EPOCH), legal=self.question is Look or self.looking is not None)
 
     @rule(number=st.integers(-1, 3))
     def connected_without_attempt(self, number: int) -> None:
@@ -1340,9 +1843,9 @@ class Shell(RuleBasedStateMachine):
     def write_answered(self, writable: bool) -> None:
         self.tell(WriteAnswered(at=self.now + EPOCH, writable=writable), legal=self.question is CheckWrite)
 
-    @rule(ending=st.sampled_from([FAST, IMMEDIATE, SILENT, RESET, CLOSED]))
-    def session_ended(self, ending: Ending) -> None:
-        self.tell(SessionEnded(ending=ending), legal=self.session)
+    @rule(ending=st.sampled_from([FAST, IMMEDIATE, SILENT, RESET, CLOSED]), own=st.booleans())
+    def session_ended(self, ending: Ending, own: bool) -> None:
+        self.tell(SessionEnded(ending=replace(ending, own_limit=own and ending is CLOSED)), legal=self.session)
 
     @rule(read_only=st.booleans())
     def role_changed(self, read_only: bool) -> None:
@@ -1362,11 +1865,16 @@ class Shell(RuleBasedStateMachine):
 
     @invariant()
     def somebody_is_at_work(self) -> None:
-        assert self.machine.next_deadline() is not None or self.attempts
+        assert self.machine.next_deadline() is not None or self.attempts or self.looks is False
 
     @invariant()
     def the_status_agrees(self) -> None:
         status = self.machine.status(self.now)
+        assert status.suspended == (self.looks is not None)
+        if self.looks is not None:
+            assert not self.session
+            assert status.kind is None
+            return
         assert bool(status.reachable) == self.session
         open_ones = [outage for outage in self.records.values() if not over(outage)]
         assert (status.kind is not None) == bool(open_ones) or status.state is State.READ_ONLY

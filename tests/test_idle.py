@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from sidecar.core.evidence import Aged, Cause, Death, Disturbed, Ending, Observation, Status
 from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
-from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Pooled, Survived
 from sidecar.core.idle.ladder import SPARED_UNTIL_SECONDS
-from sidecar.core.idle.machine import BACKOFF_SECONDS, IdleMachine, IdleStatus
+from sidecar.core.idle.machine import BACKOFF_SECONDS, REST_SLACK_SECONDS, IdleMachine, IdleStatus
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import PATIENCE_SECONDS
 from sidecar.core.signals import ServerSignal
 from testing.endings import ending
-from testing.simulation import Simulation, World
+from testing.simulation import OWN_LIMIT, Simulation, World
 
 LIMIT = 350.0
 DEATHS = {
@@ -292,7 +292,7 @@ class Hands:
 
     def __init__(self, connections: int = 2, **how: object) -> None:
         self.machine = IdleMachine(
-            target="t", run="r", epoch=1e9, connections=connections, floor=5.0, cap=1000.0, **how  # type: ignore[arg-type]
+            target="t", run="r", epoch=1e9, connections=connections, floor=5.0, **{"cap": 1000.0, **how}  # type: ignore[arg-type]
         )  # fmt: skip
         self.now = 0.0
         self.commands = self.tell(Budget(connections=connections))
@@ -436,6 +436,215 @@ def test_a_backend_passed_on_unseen_betrays_no_pooler() -> None:
     assert not hands.machine.status(hands.now).transaction_pooler
 
 
+# -- what is left on the server ---------------------------------------------------------------------------------------
+
+
+def opens(commands: list[Command]) -> list[Open]:
+    return [command for command in commands if isinstance(command, Open)]
+
+
+def test_a_session_may_rest_a_minute_and_a_deadline_longer_than_it_may_come_to_be_asked_for() -> None:
+    first, second = opens(Hands(2, deadline_seconds=7.0).commands)
+    assert first.rest_at_most_seconds == second.rest_at_most_seconds
+    (rung,) = {opening.rest_at_most_seconds for opening in (first, second)}
+    assert rung is not None
+    assert 5.0 < rung - 7.0 - REST_SLACK_SECONDS < 5.0 * 1.85**2, "the second rung of the ladder"
+
+
+def test_only_the_sentinel_may_rest_for_long_from_the_start() -> None:
+    sentinel, *climbers = [opening.rest_at_most_seconds or 0.0 for opening in opens(Hands(8, cap=86400.0).commands)]
+    assert sentinel > SPARED_UNTIL_SECONDS
+    assert max(climbers) < 200.0
+
+
+@pytest.mark.parametrize("stage", [Stage.VOLLEY, Stage.MONITOR])
+def test_once_the_limit_is_found_no_session_outlives_it_by_much(stage: Stage) -> None:
+    run = world().run(lambda s: status(s).stage is stage, give_up=10 * LIMIT)
+    told: list[float] = []
+    obey = run.obey
+
+    def note(commands: list[Command]) -> None:
+        told.extend(opening.rest_at_most_seconds or inf for opening in opens(commands) if opening.keepalive is None)
+        obey(commands)
+
+    run.obey = note  # type: ignore[method-assign]
+    run.drive(lambda s: status(s).stage is not stage, give_up=run.now + 3 * LIMIT)
+    assert told
+    assert max(told) <= 1.08 * LIMIT + 10.0 + REST_SLACK_SECONDS
+
+
+def test_who_would_have_to_rest_for_longer_is_given_up_for_a_fresh_one() -> None:
+    """An accident was taken for the limit, and is contradicted when those who know of it only are under way."""
+    hands = Hands(2)
+    hands.open(1, 2)
+    hands.tick()
+    hands.tell(Survived(connection=1, idle_seconds=900.0, seconds=0.01, identity=HERE))  # after the machine had slept
+    (given_up,) = [command.connection for command in hands.commands if command == Close(connection=2)]
+    assert given_up == 2
+    longest = [opening.rest_at_most_seconds or 0.0 for opening in opens(hands.commands)]
+    assert min(longest) >= 1000.0
+
+
+def test_who_rests_for_nothing_rests_no_longer_than_its_session() -> None:
+    run = World(limit=lambda draw, now: inf, cap=1e6).run(at(3e5), give_up=3e5)
+    assert run.cut_short == 0
+    bounds = {probe.connection: probe.longest_goal_seconds for probe in run.machine._probes.values()}
+    for probe in status(run).probes:
+        assert probe.idle_seconds <= bounds[probe.connection]
+
+
+def test_an_end_by_our_own_limit_says_nothing_and_dooms_nobody() -> None:
+    hands = Hands(3)
+    hands.open(1, 2, 3)
+    hands.tell(_died(1, 4.0, OWN_LIMIT), after=4.0)
+    assert [(o.outcome, o.cause, o.sqlstate) for o in hands.records()] == [("censored", Cause.UNKNOWN, "57P05")]
+    (again,) = opens(hands.commands)
+    hands.open(again.connection)
+    # Others that end in that moment, at another age, are judged as if they were alone.
+    hands.tell(_died(2, 1.0, Ending(noticed="reading", signal="fin")))
+    (again,) = opens(hands.commands)
+    hands.open(again.connection)
+    hands.now += 1.0
+    hands.commands = hands.machine.handle_timer(hands.now)
+    assert [o.cause for o in hands.records()] == [Cause.IDLE_LIMIT]
+
+
+def test_a_server_that_ends_our_sessions_too_soon_teaches_us_no_limit() -> None:
+    """Its clock runs ahead, so that rests are cut short: what they would have shown stays open."""
+    run = World(limit=lambda draw, now: inf, hurry=0.5, cap=2000.0).run(at(20_000.0), give_up=20_000.0)
+    assert run.cut_short > 10
+    found = status(run)
+    assert (found.dead_by_seconds, found.death, found.regime) == (None, None, 1)
+    assert not [o for o in records(run) if o.outcome == "died"]
+
+
+@pytest.mark.parametrize("limit", [6.0, 350.0, 5000.0])
+def test_on_a_path_that_dies_unseen_our_own_limit_is_never_met(limit: float) -> None:
+    path = world(limit, death="silent", deadline=10.0)
+    run = path.run(reaches(Status.VERIFIED), give_up=40 * limit + 600.0)
+    assert run.cut_short == 0
+    assert status(run).estimate_seconds == pytest.approx(limit, rel=0.02)
+
+
+# -- how many it wishes for -------------------------------------------------------------------------------------------
+
+
+def test_it_wishes_for_what_it_can_use_whatever_it_is_granted() -> None:
+    run = world().run(at(100.0), give_up=LIMIT)
+    assert status(run).wished_connections == 8
+    run.tell(Budget(connections=0))
+    assert (status(run).wished_connections, status(run).resting_connections) == (8, 0)
+    run.tell(Budget(connections=8))
+    run.drive(lambda s: status(s).keepalive_helps is not None, give_up=20 * LIMIT)
+    assert status(run).status is Status.VERIFIED
+    assert status(run).wished_connections == 3  # guard, ruler, and a busy one
+    assert status(run).resting_connections == 3
+
+
+def test_while_it_watches_nothing_opens_but_in_place_of_what_has_ended() -> None:
+    run = world().run(lambda s: status(s).keepalive_helps is not None, give_up=20 * LIMIT)
+    opened, ended, started = run.opened, run.used - _busy_uses(run), run.now
+    run.drive(at(started + 20 * LIMIT), give_up=started + 20 * LIMIT)
+    assert run.opened - opened <= run.used - _busy_uses(run) - ended + 1
+
+
+def _busy_uses(run: Simulation) -> int:
+    return run.used - sum(o.outcome != "censored" and o.arm != "lifetime" for o in records(run))
+
+
+# -- behind a pooler --------------------------------------------------------------------------------------------------
+
+
+def behind_a_pooler() -> Hands:
+    hands = Hands(8)
+    hands.open(*range(1, 9))
+    hands.tell(Pooled())
+    return hands
+
+
+def test_behind_a_pooler_two_log_in_without_a_word() -> None:
+    hands = behind_a_pooler()
+    assert {c.connection for c in hands.commands if isinstance(c, Close)} == set(range(1, 9)), "they hold sessions"
+    assert [(o.ask, o.rest_at_most_seconds) for o in opens(hands.commands)] == [(False, None)] * 2
+    hands.tell(Budget(connections=8))
+    assert hands.commands == []
+    assert hands.tell(Pooled()) == []
+    found = hands.machine.status(hands.now)
+    assert (found.wished_connections, found.transaction_pooler) == (2, False)
+    hands.tell(Pooled(transaction=True))
+    assert hands.machine.status(hands.now).transaction_pooler
+
+
+def test_a_login_answers_for_the_dead_but_tells_of_no_server() -> None:
+    hands = behind_a_pooler()
+    first, second = (opening.connection for opening in opens(hands.commands))
+    hands.open(first, second, identity=Identity())
+    hands.tell(_died(first, 4.0, Ending(noticed="reading", signal="fin")), after=4.0)
+    (again,) = opens(hands.commands)
+    assert not again.ask
+    hands.open(again.connection, identity=Identity())
+    hands.now += 1.0
+    hands.commands = hands.machine.handle_timer(hands.now)
+    assert [(o.outcome, o.cause) for o in hands.records()] == [("died", Cause.IDLE_LIMIT)]
+
+
+def test_a_use_without_an_answer_may_have_queued_and_counts_when_a_fresh_one_was_answered() -> None:
+    hands = behind_a_pooler()
+    first, second = (opening.connection for opening in opens(hands.commands))
+    hands.open(first, second, identity=Identity())
+    hands.tick()
+    hands.tell(_died(first, 5.0, Ending(noticed="deadline")), after=10.0)
+    (control,) = opens(hands.commands)
+    assert control.ask
+    hands.open(control.connection)
+    assert Close(connection=control.connection) in hands.commands, "it holds one of the pooler's"
+    assert [opening.ask for opening in opens(hands.commands)] == [False]
+    hands.commands = hands.machine.handle_timer(hands.now)
+    assert [o.cause for o in hands.records()] == [Cause.IDLE_LIMIT]
+
+
+def test_while_a_pooler_is_full_nothing_is_learnt_and_one_attempt_waits() -> None:
+    hands = behind_a_pooler()
+    first, second = (opening.connection for opening in opens(hands.commands))
+    hands.open(first, second, identity=Identity())
+    hands.tick()
+    assert hands.commands == [Use(connection=first)]
+    hands.now += 3.0
+    assert hands.machine.handle_timer(hands.now) == [], "the other's turn comes when this one's answer has"
+    hands.tell(_died(first, 5.0, Ending(noticed="deadline")), after=10.0)
+    (control,) = opens(hands.commands)
+    hands.tell(OpenFailed(connection=control.connection, error="query_wait_timeout", said=ServerSignal.QUEUED))
+    (control,) = opens(hands.commands)
+    assert control.ask
+    assert control.after_seconds > 0.4
+    hands.open(control.connection)
+    hands.commands = [*hands.commands, *hands.machine.handle_timer(hands.now)]
+    assert [(o.outcome, o.cause) for o in hands.records()] == [("censored", Cause.PARTITION)]
+
+
+def test_what_a_pooler_says_in_answer_to_a_use_is_no_death_by_rest() -> None:
+    hands = behind_a_pooler()
+    first, second = (opening.connection for opening in opens(hands.commands))
+    hands.open(first, second, identity=Identity())
+    hands.tick()
+    hands.tell(_died(first, 5.0, ending("using", severity="FATAL", sqlstate="08P01", message="query_wait_timeout")))
+    (again,) = opens(hands.commands)
+    hands.open(again.connection, identity=Identity())
+    hands.commands = hands.machine.handle_timer(hands.now)
+    assert [(o.outcome, o.cause) for o in hands.records()] == [("censored", Cause.UNKNOWN)]
+
+
+def test_behind_a_pooler_none_is_kept_busy() -> None:
+    run = world().start()
+    run.tell(Pooled())
+    run.drive(reaches(Status.VERIFIED), give_up=60 * LIMIT)
+    assert status(run).estimate_seconds == pytest.approx(LIMIT, rel=0.02)
+    run.drive(at(run.now + 10 * LIMIT), give_up=run.now + 10 * LIMIT)
+    assert not [o for o in records(run) if o.arm == "lifetime"]
+    assert status(run).wished_connections == 2
+    assert len(status(run).probes) == 2
+
+
 def _died(connection: int, rest: float, ending: Ending) -> Died:
     return Died(connection=connection, idle_seconds=rest, age_seconds=rest, ending=ending)
 
@@ -527,6 +736,7 @@ def test_in_any_world_proven_is_what_fresh_connections_survived(case: tuple[Worl
 
     run = path.run(holds, give_up=25 * limits[0])
     assert run.most_open <= path.connections
+    assert run.cut_short == 0, "no session is ended by the server while its rest is under way"
     ids = [observation.id for observation in records(run)]
     assert len(ids) == len(set(ids))
 
@@ -538,6 +748,7 @@ ENDINGS = [
     Ending(noticed="reading", signal="fin"),
     ending("reading", severity="FATAL", sqlstate="57P01"),
     ending("reading", severity="FATAL", sqlstate="57P05"),
+    OWN_LIMIT,
 ]
 NUMBERS = st.integers(0, 30)
 RESTS = st.floats(0.0, 500.0)
@@ -564,6 +775,7 @@ FACTS = st.one_of(
     st.builds(Disturbed, cause=st.sampled_from(Cause), aged=st.none() | SESSIONS),
     st.builds(Budget, connections=st.integers(0, 10)),
     st.builds(ClockSet, offset_seconds=st.floats(-1e9, 1e9)),
+    st.builds(Pooled, transaction=st.booleans()),
     st.none(),  # the timer
 )
 
@@ -574,7 +786,7 @@ def test_no_order_of_events_breaks_the_machine(events: list[tuple[Fact | Budget 
     """Unknown connections, facts told twice, facts after Close, early timers: commands stay sound."""
     hands = Hands(4)
     alive, ids = {c.connection for c in hands.commands if isinstance(c, Open)}, set[str]()
-    spare = 4
+    spare, pooled = 4, False
     for fact, after in events:
         if fact is None:
             hands.now += after
@@ -583,12 +795,14 @@ def test_no_order_of_events_breaks_the_machine(events: list[tuple[Fact | Budget 
             commands = hands.tell(fact, after)
         if isinstance(fact, Budget):
             spare = min(4, fact.connections)
+        pooled = pooled or isinstance(fact, Pooled)
         if isinstance(fact, Died) and not any(p.connection == fact.connection for p in _probes(hands)):
             alive.discard(fact.connection)
         for command in commands:
             match command:
                 case Open():
                     assert command.after_seconds >= 0.0
+                    assert (command.rest_at_most_seconds is None) is pooled
                     alive.add(command.connection)
                 case Close():
                     alive.discard(command.connection)
@@ -599,7 +813,7 @@ def test_no_order_of_events_breaks_the_machine(events: list[tuple[Fact | Budget 
                         assert command.observation.id not in ids
                     ids.add(command.observation.id)
         assert {probe.connection for probe in _probes(hands)} == alive
-        assert len(alive) <= (spare if spare >= 2 else 0)
+        assert len(alive) <= ((min(spare, 2) if pooled else spare) if spare >= 2 else 0)
         deadline = hands.machine.next_deadline()
         assert deadline is None or deadline > 0.0
 

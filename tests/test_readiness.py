@@ -7,6 +7,7 @@ import pytest
 from sidecar.core.availability.readiness import readiness
 from sidecar.core.availability.states import State
 from sidecar.core.availability.status import AvailabilityStatus
+from sidecar.core.signals import ServerSignal
 from sidecar.probes.postgresql.signals import signal_of
 
 AT = 1_000_000.0
@@ -41,6 +42,7 @@ TABLE = [
     (State.DOWN, 25.0, False, AT - 15),
     (State.CONNECT_BLOCKED, 5.0, True, AT - 5),
     (State.CONNECT_BLOCKED, 12.0, False, AT - 2),
+    (State.SUSPENDED, 12.0, False, AT - 2),
     (State.READ_ONLY, 3600.0, True, AT - 100),
 ]
 
@@ -70,7 +72,54 @@ def test_the_reason_names_the_error_and_what_to_do(sqlstate: str, remedy: str, t
     verdict = readiness(blocked, depends_on="database", grace_seconds=10)
     assert REFUSED in verdict.reason
     assert remedy in verdict.reason
-    assert ("grace of 10 s" in verdict.reason) == verdict.ready
+    assert ("grace of 10 s" in verdict.reason) == (verdict.ready and sqlstate != "53300")
+    assert verdict.ready or sqlstate != "53300"
+
+
+@pytest.mark.parametrize(
+    "known",
+    [{"said": ServerSignal.FULL}, {"said": ServerSignal.QUEUED}, {"exhausted": True}],
+    ids=["full", "queue", "ourselves"],
+)
+def test_exhaustion_makes_nobody_unready_while_the_session_is_answered(known: dict[str, object]) -> None:
+    def ready(state: State) -> bool:
+        stands = status(state, trouble=3600.0, error=REFUSED, met=True, suspended=state is State.SUSPENDED, **known)
+        return readiness(stands, depends_on="database", grace_seconds=0).ready
+
+    assert {state for state in State if ready(state)} == {State.CONNECT_BLOCKED, State.SUSPENDED, State.READ_ONLY}
+
+
+def test_suspended_it_is_as_the_last_look_found_it() -> None:
+    def verdict(**known: object) -> tuple[bool, str]:
+        stands = status(State.SUSPENDED, suspended=True, **known)
+        found = readiness(stands, depends_on="database", grace_seconds=10)
+        return found.ready, found.reason
+
+    assert verdict(reachable=None) == (False, "no contact with the database yet")
+    assert verdict(reachable=True, met=True) == (
+        True,
+        "the database was reachable at the last look; failovers are not timed",
+    )
+    assert verdict(reachable=False, trouble=5.0, error="gone") == (
+        True, "the last look found no database, for less than the grace of 10 s: gone"
+    )  # fmt: skip
+    assert verdict(reachable=False, trouble=15.0, error="gone") == (False, "the last look found no database: gone")
+    refused = {"reachable": False, "trouble": 15.0, "error": REFUSED, "said": ServerSignal.LOGIN_REFUSED}
+    assert not verdict(**refused)[0]
+
+
+def test_a_pause_evicts_nobody() -> None:
+    paused = status(State.SUSPENDED, suspended=True, paused=True, reachable=None)
+    assert readiness(paused, depends_on="database", grace_seconds=0).ready
+
+
+def test_resumed_it_has_the_grace_again() -> None:
+    verdicts = [
+        readiness(status(State.UNKNOWN, trouble=trouble, met=True), depends_on="database", grace_seconds=10)
+        for trouble in (1.0, 11.0)
+    ]
+    assert [verdict.ready for verdict in verdicts] == [True, False]
+    assert "resumed" in verdicts[0].reason
 
 
 def test_the_reason_only_changes_with_news() -> None:

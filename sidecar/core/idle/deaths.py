@@ -3,6 +3,7 @@
 Only an idle limit and a lifetime limit testify about the path. Everything else is an accident, and an accident taken
 for a limit is the classic way to publish nonsense. The evidence, strongest first:
 
+- The session had been told by ourselves to end after such a rest (`own_limit`): nothing follows from that.
 - The server or the pooler said so. 57P05 (idle_session_timeout) and PgBouncer's client_idle_timeout are true idle
   limits. 57P01 and 57P02 come with a stop, a crash or pg_terminate_backend, and say nothing about idleness; 25P03 and
   25P04 concern transactions.
@@ -13,7 +14,9 @@ for a limit is the classic way to publish nonsense. The evidence, strongest firs
 - Otherwise rest is the likeliest cause. It needs further witnesses before it is believed (see `knowledge`), and so does
   age (see `lifetime`).
 
-No death is judged on the spot: `PendingDeaths` keeps it until a fresh connection has answered.
+No death is judged on the spot: `PendingDeaths` keeps it until a fresh connection has answered. Behind a pooler a login
+is enough for that, with one exception: a use that got no answer may have waited for one of the pooler's connections
+while all were taken. So there the fresh one is asked, too.
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ def judge(ending: Ending, *, doubt: Cause | None, in_company: bool, aged: bool =
     had, a disturbance reported by others). `in_company` tells that others ended in the same moment at clearly
     different rests and ages. `aged` tells that its age explains its end, where its rest does not or need not.
     """
+    if ending.own_limit:
+        return Cause.UNKNOWN
     if ending.said is ServerSignal.IDLE_TIMEOUT:
         return Cause.IDLE_LIMIT
     if doubt is not None:
@@ -87,6 +92,7 @@ class PendingDeath:
     doubt: Cause | None
     busy: bool = False  # its last rest was too short to kill
     answered: bool = False  # a fresh connection was opened since
+    needs_answer: bool = False  # that a fresh one can be opened does not tell; it has to be asked
 
     @property
     def settled_at(self) -> float:
@@ -116,14 +122,43 @@ class PendingDeaths:
         return min((pending.settled_at for pending in self._pending if pending.answered), default=None)
 
     def report(
-        self, died: Died, *, arm: Arm, identity: Identity, doubt: Cause | None, now: float, busy: bool = False
+        self,
+        died: Died,
+        *,
+        arm: Arm,
+        identity: Identity,
+        doubt: Cause | None,
+        now: float,
+        busy: bool = False,
+        pooled: bool = False,
     ) -> None:
         """Take a death. `doubt` is what else is known to have happened while the connection was open, `busy` that it
-        was used so often that rest cannot have killed it."""
-        if died.ending.noticed == Noticed.READING:
+        was used so often that rest cannot have killed it, `pooled` that its use may have waited in a pooler's queue."""
+        if died.ending.noticed == Noticed.READING and not died.ending.own_limit:
             self._ends = [end for end in self._ends if now - end.at < _ENDS_KEPT_SECONDS]
             self._ends.append(_end_at_rest(died, now))
-        self._pending.append(PendingDeath(died=died, arm=arm, identity=identity, at=now, doubt=doubt, busy=busy))
+        unanswered = died.ending.noticed == Noticed.DEADLINE
+        self._pending.append(
+            PendingDeath(
+                died=died,
+                arm=arm,
+                identity=identity,
+                at=now,
+                doubt=doubt,
+                busy=busy,
+                needs_answer=pooled and unanswered,
+            )
+        )
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether a fresh connection must be asked before all can be judged."""
+        return any(pending.needs_answer and not pending.answered for pending in self._pending)
+
+    def logged_in(self) -> None:
+        """A fresh connection was opened, and not asked: the path leads somewhere, and no server told of its life."""
+        for pending in self._pending:
+            pending.answered = pending.answered or not pending.needs_answer
 
     def answered(self, identity: Identity) -> Cause | None:
         """A fresh connection answered, which tells about all the dead. The cause, if it met a new server life."""

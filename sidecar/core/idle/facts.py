@@ -15,7 +15,10 @@ from sidecar.core.signals import ServerSignal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A probe connection is open and has answered its first query."""
+    """A probe connection is open and has answered its first query.
+
+    One that was to ask nothing is only logged in: its identity is nobody's.
+    """
 
     connection: int
     identity: Identity

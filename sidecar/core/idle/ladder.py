@@ -128,6 +128,16 @@ def spares_sentinel(connections: int, low: float) -> bool:
     return connections >= 6 and low < SPARED_UNTIL_SECONDS
 
 
+def spared_rest(ladder: Sequence[float]) -> float:
+    """What the sentinel rests at most on this ladder until it climbs, in seconds.
+
+    It is spared until a climber has survived the first rung from there on, and takes the next then. By that time it may
+    have rested for longer itself: the climber began later.
+    """
+    beyond = [rung for rung in ladder if rung >= SPARED_UNTIL_SECONDS][:3]
+    return beyond[-1] if beyond else ladder[-1]
+
+
 def rungs(
     floor: float,
     cap: float,

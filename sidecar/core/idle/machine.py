@@ -19,6 +19,13 @@ A death is never believed on the spot. Its place is taken by a fresh connection,
 (with the same server life, and after a moment in which other deaths may show) is the death judged. The replacement is
 the control, so controls cost no connection beyond the budget.
 
+Nothing of ours may stay behind on the server where a connection dies unseen. So each session is told, when it is
+opened, to end by itself after a rest that is never to be reached: `REST_SLACK_SECONDS` and a deadline beyond the
+longest one planned. Where such an end is seen all the same it is nobody's doing but ours, and testifies to nothing.
+
+Behind a pooler nothing can be set, and who asks anything takes one of the pooler's connections away. There two probes
+log in and rest without a word: what they measure is the pooler, and the path to it.
+
 Time is an argument (`now`, monotonic seconds). The machine is deterministic: the same facts at the same times give the
 same commands. Only records carry the time of the wall clock; where that is set, `ClockSet` tells.
 """
@@ -30,13 +37,13 @@ from copy import copy
 from dataclasses import dataclass, replace
 from math import inf
 
-from sidecar.core.evidence import Aged, Arm, Cause, Death, Disturbed, Keepalive, Observation, Outcome, Status
+from sidecar.core.evidence import Aged, Arm, Cause, Death, Disturbed, Keepalive, Noticed, Observation, Outcome, Status
 from sidecar.core.identity import Identity
 from sidecar.core.idle.commands import Budget, Close, Command, Open, Record, Use
 from sidecar.core.idle.deaths import PendingDeath, PendingDeaths
-from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Survived
+from sidecar.core.idle.facts import ClockSet, Died, Fact, Opened, OpenFailed, Pooled, Survived
 from sidecar.core.idle.knowledge import BEYOND_RATIO, Knowledge
-from sidecar.core.idle.ladder import Prior, rungs
+from sidecar.core.idle.ladder import Prior, rungs, spared_rest
 from sidecar.core.idle.lifetime import AgeLimit, Life
 from sidecar.core.idle.planning import (
     LEAST_CONNECTIONS,
@@ -44,6 +51,8 @@ from sidecar.core.idle.planning import (
     Plan,
     Search,
     Stage,
+    longest_rest,
+    monitor_arms,
     monitor_plan,
     search_plan,
     stage_of,
@@ -59,6 +68,16 @@ BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 SMALLEST_VOLLEY = 5
 """Connections that must live near the limit at least, however few may be open at a time."""
+
+POOLED_CONNECTIONS = 2
+"""Behind a pooler, whose own connections nobody tells us the number of: what it takes to measure at all."""
+
+REST_SLACK_SECONDS = 60.0
+"""A session may rest this much longer than it is expected to, and its use may take the deadline besides, before the
+server ends it: so late that it never meets a rest under way, so early that what died unseen is soon gone."""
+
+DEADLINE_SECONDS = 10.0
+"""What a use may take unless told otherwise: as the setting has it."""
 
 KEEPALIVE_SHARE = 0.3
 """Of the longest rest survived: when TCP keepalive begins, and its interval. One lost keepalive must not matter."""
@@ -92,13 +111,18 @@ class IdleStatus:
     suspected_age_seconds: float | None = None  # what is proven of ages while it has not
     busy_seconds: float | None = None  # the greatest age at which a busy connection was seen alive
 
+    @property
+    def resting_connections(self) -> int:
+        """How many rest at the moment: where none does, nothing is to be called resting."""
+        return sum(probe.state == ProbeState.RESTING for probe in self.probes)
+
 
 class IdleMachine:
     """See the module's theory of operation.
 
     `run` and `target` name the observations, `epoch` is what turns `now` into wall-clock seconds, until a `ClockSet`
     tells otherwise. `history` holds earlier observations of this path, oldest first: those of the latest regime are
-    taken up where they stopped.
+    taken up where they stopped. `deadline_seconds` is what a use may take.
     """
 
     def __init__(
@@ -112,10 +136,11 @@ class IdleMachine:
         cap: float,
         defaults: Iterable[float] = (),
         history: Sequence[Observation] = (),
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._target, self._run, self._wall_offset_seconds = target, run, epoch
-        self._budget = self._wanted = connections
-        self._floor, self._cap = floor, cap
+        self._budget = self._granted = self._wanted = connections
+        self._floor, self._cap, self._deadline_seconds = floor, cap, deadline_seconds
         self._defaults = tuple(defaults)
         self._ladder = rungs(floor, cap, connections, self._defaults)
         self._ladder_floor_seconds = 0.0  # the longest rest survived since all connections were young
@@ -123,10 +148,11 @@ class IdleMachine:
         self._probes: dict[int, Probe] = {}
         self._pending_deaths = PendingDeaths()
         self._recent_learning = RecentLearning()
+        self._outgrown_seconds = 0.0  # the longest rest of this stage that a connection was too short-lived for
         self._serial = self._recorded = 0
         self._next_opening = -inf
         self._monitor_round = MonitorRound()
-        self._pooled = False
+        self._behind_pooler = self._transaction_pooler = False
         self._regime = max((observation.regime for observation in history), default=1)
         self._known = self._nothing_known()
         # A busy connection's record is older than what it says last: what that refutes must be known before.
@@ -144,7 +170,7 @@ class IdleMachine:
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` wants to be called next; None while only facts can move the machine."""
-        due = [self._pending_deaths.next_deadline, *(probe.deadline for probe in self._probes.values())]
+        due = [self._pending_deaths.next_deadline, *(self._deadline_of(probe) for probe in self._probes.values())]
         return min((deadline for deadline in due if deadline is not None), default=None)
 
     def handle_timer(self, now: float) -> list[Command]:
@@ -153,12 +179,14 @@ class IdleMachine:
         fatal_age = inf if self._known.high <= self._known.fatal_age else self._known.fatal_age
         for pending, cause in self._pending_deaths.judge_ripe(now, fatal_age_seconds=fatal_age):
             commands += self._record(self._observation_of(pending, cause), pending.at, now)
-        for probe in self._probes.values():
-            deadline = probe.deadline
+        for probe in list(self._probes.values()):
+            deadline = self._deadline_of(probe)
             if deadline is None or now < deadline:
                 continue
             if probe.state == ProbeState.USING:
                 probe.unanswered()
+            elif probe.goal_seconds is None:
+                commands += self._drop(probe)  # it rests for nothing in particular, and may not for any longer
             else:
                 probe.asked(now)
                 commands.append(Use(connection=probe.connection))
@@ -175,7 +203,7 @@ class IdleMachine:
             case Survived():
                 commands = self._survived(fact, now)
             case Died():
-                self._died(fact, now)
+                commands = self._died(fact, now)
             case Aged():
                 commands = self._aged(fact, now)
             case Disturbed():
@@ -184,7 +212,10 @@ class IdleMachine:
                 self._wall_offset_seconds = fact.offset_seconds
                 return []  # rests are measured by the monotonic clock: nothing is to be planned anew
             case Budget():
-                self._budgeted(min(fact.connections, self._wanted))
+                self._granted = fact.connections
+                self._budgeted()
+            case Pooled():
+                commands = self._pooled(fact)
         return commands + self._plan(now)
 
     def measure_afresh(self, now: float) -> list[Command]:
@@ -211,13 +242,20 @@ class IdleMachine:
             fresh_survivals=known.fresh_survivals,
             fresh_deaths=known.fresh_deaths,
             keepalive_helps=None if witness is None else known.keepalive_helps,
-            transaction_pooler=self._pooled,
+            transaction_pooler=self._transaction_pooler,
+            wished_connections=self._wished,
             lifetime=lifetime,
             suspected_age_seconds=None if lifetime is not None else known.lifetimes.proven,
             busy_seconds=known.busy_seconds or None,
-            wished_connections=self._wanted,
             probes=tuple(probe.view(now) for probe in self._probes.values()),
         )
+
+    @property
+    def _wished(self) -> int:
+        if stage_of(self._known) is not Stage.MONITOR:
+            return self._useful
+        probes = self._probes.values()
+        return len(monitor_arms(self._known, probes, self._monitor_round, self._useful, pooled=self._behind_pooler))
 
     def is_expected_expiry(self, fact: Disturbed) -> bool:
         """Whether all that was seen is a busy connection's death at an age at which they die anyway."""
@@ -266,10 +304,29 @@ class IdleMachine:
 
     # -- facts ----------------------------------------------------------------------------------------------------
 
-    def _budgeted(self, connections: int) -> None:
+    def _budgeted(self) -> None:
+        connections = min(self._granted, self._useful)
         if connections != self._budget:
             self._budget = connections
             self._ladder = rungs(self._floor, self._cap, max(LEAST_CONNECTIONS, connections), self._defaults)
+
+    @property
+    def _useful(self) -> int:
+        """How many connections may be of use at all."""
+        return min(self._wanted, POOLED_CONNECTIONS) if self._behind_pooler else self._wanted
+
+    def _pooled(self, fact: Pooled) -> list[Command]:
+        """Rest without a server's session from now on: those who asked may hold one."""
+        self._transaction_pooler = self._transaction_pooler or fact.transaction
+        if self._behind_pooler:
+            return []
+        self._behind_pooler = True
+        self._budgeted()
+        self._ladder_floor_seconds = 0.0
+        commands: list[Command] = []
+        for probe in list(self._probes.values()):
+            commands += self._drop(probe)
+        return commands
 
     def _opened(self, fact: Opened, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)
@@ -278,14 +335,24 @@ class IdleMachine:
         if not probe.accepts(ProbeEvent.OPENED):
             return []
         probe.opened(fact.identity, now)
-        cause = self._pending_deaths.answered(fact.identity)
+        if not probe.asks:
+            self._pending_deaths.logged_in()
+            return []
+        if self._behind_pooler:
+            commands = self._answered(fact.identity, now)
+            return [*commands, *self._drop(probe)] if probe.connection in self._probes else commands
+        return self._answered(fact.identity, now)
+
+    def _answered(self, identity: Identity, now: float) -> list[Command]:
+        """Somebody answered a fresh connection."""
+        cause = self._pending_deaths.answered(identity)
         if cause is None:
             return []
         # A new life of the server: what was opened in an earlier one is lost, whether it shows or not.
         commands = self._retract(cause, now)
         self._ladder_floor_seconds = 0.0
         for other in self._open_probes():
-            if other.identity.key != fact.identity.key:
+            if other.identity.key != identity.key:
                 commands += self._censor(other, cause, now)
         return commands
 
@@ -294,7 +361,7 @@ class IdleMachine:
         if probe is None or not probe.accepts(ProbeEvent.OPEN_FAILED):
             return []
         probe.open_failed()
-        if fact.said is None or fact.said.out_of_service:
+        if fact.said is None or fact.said.out_of_service or (self._behind_pooler and probe.asks):
             # Nobody gets through: whatever dies now, or is found dead later, may have died of this.
             self._cast_doubt(Cause.PARTITION)
         return [self._open_command(probe, now)]
@@ -303,7 +370,7 @@ class IdleMachine:
         probe = self._probes.get(fact.connection)
         if probe is None or not probe.accepts(ProbeEvent.ANSWERED):
             return []
-        self._pooled = self._pooled or self._betrays_pooler(probe, fact.identity)
+        self._transaction_pooler = self._transaction_pooler or self._betrays_pooler(probe, fact.identity)
         if probe.arm is Arm.LIFETIME:
             return self._grew_older(probe, fact, now)
         self._ladder_floor_seconds = max(self._ladder_floor_seconds, fact.idle_seconds)
@@ -375,17 +442,36 @@ class IdleMachine:
             for other in self._open_probes()
         )
 
-    def _died(self, fact: Died, now: float) -> None:
+    def _died(self, fact: Died, now: float) -> list[Command]:
         probe = self._probes.get(fact.connection)
         if probe is None or not probe.is_open:
-            return
+            return []
+        if fact.ending.own_limit:
+            return self._ended_by_ourselves(probe, fact, now)
         del self._probes[probe.connection]
         doubt, busy = probe.doubt, False
         if probe.arm is Arm.LIFETIME:
             busy = fact.idle_seconds < self._known.low
             if not busy or Life.of_end(fact.ending, age_seconds=fact.age_seconds, idle_seconds=fact.idle_seconds).vague:
                 doubt = doubt or Cause.UNKNOWN  # it was left to rest for once, or hardly lived at all
-        self._pending_deaths.report(fact, arm=probe.arm, identity=probe.identity, doubt=doubt, now=now, busy=busy)
+        if self._behind_pooler and fact.ending.noticed == Noticed.USING and fact.ending.said is not None:
+            doubt = doubt or Cause.UNKNOWN  # the pooler answered, so the connection lived: it had nobody to serve it
+        self._pending_deaths.report(
+            fact,
+            arm=probe.arm,
+            identity=probe.identity,
+            doubt=doubt,
+            now=now,
+            busy=busy,
+            pooled=self._behind_pooler,
+        )
+        return []
+
+    def _ended_by_ourselves(self, probe: Probe, fact: Died, now: float) -> list[Command]:
+        """Its session ended because we had told it to: that says nothing of the path, nor of what else has died."""
+        del self._probes[probe.connection]
+        pending = PendingDeath(died=fact, arm=probe.arm, identity=probe.identity, at=now, doubt=None)
+        return [Record(observation=self._observation_of(pending, Cause.UNKNOWN))]
 
     def _disturbed(self, cause: Cause, now: float) -> list[Command]:
         commands = self._retract(cause, now)
@@ -407,7 +493,9 @@ class IdleMachine:
         if self._budget < LEAST_CONNECTIONS:
             self._stage = Stage.PAUSED
             return self._close_all()
-        self._stage = stage_of(self._known)
+        before, self._stage = self._stage, stage_of(self._known)
+        if before is not self._stage:
+            self._outgrown_seconds = 0.0
         probes = tuple(self._probes.values())
         if self._stage is Stage.MONITOR:
             plan, self._monitor_round = monitor_plan(
@@ -415,22 +503,27 @@ class IdleMachine:
                 probes,
                 self._monitor_round,
                 connections=self._budget,
+                pooled=self._behind_pooler,
                 floor_seconds=self._floor,
                 now=now,
             )
         else:
-            search = Search(
-                connections=self._budget,
-                ladder=self._ladder,
-                prior=self._prior,
-                ladder_floor_seconds=self._ladder_floor_seconds,
-                deaths_pending=self._pending_deaths.waiting,
-            )
-            plan = search_plan(self._stage, self._known, probes, search, now)
+            plan = search_plan(self._stage, self._known, probes, self._search, now)
         return self._carry_out(plan, now)
+
+    @property
+    def _search(self) -> Search:
+        return Search(
+            connections=self._budget,
+            ladder=self._ladder,
+            prior=self._prior,
+            ladder_floor_seconds=self._ladder_floor_seconds,
+            deaths_pending=self._pending_deaths.waiting,
+        )
 
     def _carry_out(self, plan: Plan, now: float) -> list[Command]:
         commands: list[Command] = []
+        outgrown: list[Command] = []
         for connection in plan.drop:
             commands += self._drop(self._probes[connection])
         for arm in plan.open:
@@ -438,9 +531,20 @@ class IdleMachine:
         for assigned in plan.assign:
             probe = self._probes[assigned.connection]
             probe.arm, probe.goal_seconds = assigned.arm, assigned.goal_seconds
-        return commands
+            if probe.is_resting and probe.outgrown(now):
+                # What was known when it was opened has changed so much that its session would not rest for so long.
+                self._outgrown_seconds = max(self._outgrown_seconds, probe.goal_seconds or 0.0)
+                outgrown += self._drop(probe)
+        # A fresh one, which is told of the longer rest, comes into the plan from the start.
+        return commands + outgrown + (self._plan(now) if outgrown else [])
 
     # -- connections ----------------------------------------------------------------------------------------------
+
+    def _deadline_of(self, probe: Probe) -> float | None:
+        """When it wants attention. Behind a pooler one at a time is asked: it may have to queue for its answer."""
+        if self._behind_pooler and probe.is_resting and any(other.state.asked for other in self._probes.values()):
+            return None
+        return probe.deadline
 
     def _open_probes(self) -> list[Probe]:
         return [probe for probe in self._probes.values() if probe.is_open]
@@ -459,7 +563,34 @@ class IdleMachine:
             idle = max(1, int(KEEPALIVE_SHARE * self._known.low))
             keepalive = Keepalive(idle=idle, interval=idle, count=KEEPALIVE_COUNT)
         after = self._next_opening - now + pause
-        return Open(connection=probe.connection, after_seconds=after, keepalive=keepalive)
+        if self._behind_pooler:
+            # One at a time may come to wait in the pooler's queue, and only where something follows from its answer.
+            asking = any(other.asks and not other.is_open for other in self._probes.values() if other is not probe)
+            probe.asks, probe.longest_goal_seconds = self._pending_deaths.needs_answer and not asking, inf
+            return Open(connection=probe.connection, after_seconds=after, keepalive=keepalive, ask=probe.asks)
+        probe.asks, probe.longest_goal_seconds = True, self._longest_goal(probe)
+        return Open(
+            connection=probe.connection,
+            after_seconds=after,
+            keepalive=keepalive,
+            rest_at_most_seconds=probe.longest_goal_seconds + self._deadline_seconds,
+        )
+
+    def _longest_goal(self, probe: Probe) -> float:
+        """How long a connection opened now may rest: a while longer than it is expected to be asked for."""
+        goal = longest_rest(
+            self._stage,
+            probe.arm,
+            self._known,
+            self._search,
+            sentinel_spared=any(
+                other.arm is Arm.SENTINEL or other.longest_goal_seconds >= spared_rest(self._ladder)
+                for other in self._probes.values()
+                if other is not probe
+            ),
+            floor_seconds=self._floor,
+        )
+        return max(goal, self._outgrown_seconds) + REST_SLACK_SECONDS
 
     def _drop(self, probe: Probe) -> list[Command]:
         del self._probes[probe.connection]

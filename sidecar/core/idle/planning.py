@@ -25,6 +25,12 @@ to that, until one has died: then a busy connection and the ruler take turns.
 Where a use gets no answer, waiting for its deadline would delay the search; after a moment it is planned as if the
 connection had died, but believed only when it has.
 
+How long a connection may come to rest is bounded when it is opened, because its session is told to end by itself
+somewhat later (`longest_rest`). A connection that is never used serves later stages, so what counts is the longest rest
+of those that may follow: on the ladder the rungs up to its own, and one more, since the sentinel joins the climbers;
+once something has died, what the volley rests beyond the limit. One that is asked for more all the same, because deaths
+were taken back or contradicted, is given up for a fresh one.
+
 Nothing here changes anything. A plan names what is to be dropped, opened and assigned; the machine carries it out, in
 this order.
 """
@@ -38,7 +44,14 @@ from math import inf
 
 from sidecar.core.evidence import Arm, Status
 from sidecar.core.idle.knowledge import BEYOND_RATIO, CONFIRM_RATIO, JUST_BEYOND_RATIO, Knowledge
-from sidecar.core.idle.ladder import SAME_REST_RATIO, Prior, best_test, settled, spares_sentinel
+from sidecar.core.idle.ladder import (
+    SAME_REST_RATIO,
+    Prior,
+    best_test,
+    settled,
+    spared_rest,
+    spares_sentinel,
+)
 from sidecar.core.idle.probes import Probe, ProbeState
 
 LEAST_CONNECTIONS = 2
@@ -135,6 +148,35 @@ def stage_of(known: Knowledge) -> Stage:
     return Stage.REFINE if known.high < inf else Stage.LADDER
 
 
+def longest_rest(
+    stage: Stage,
+    arm: Arm,
+    known: Knowledge,
+    search: Search,
+    *,
+    sentinel_spared: bool,
+    floor_seconds: float,
+) -> float:
+    """The longest rest, in seconds, that a connection opened now for this stage may come to be asked for.
+
+    `sentinel_spared`: there is a sentinel, or a connection that is to be one. What came after the ladder may have begun
+    with an accident, and then it goes on.
+    """
+    if arm is Arm.LIFETIME:
+        return _busy_rest(known, BEYOND_RATIO * search.ladder[-1], floor_seconds)
+    if arm is Arm.KEEPALIVE:
+        return min(KEEPALIVE_REST_RATIO * known.high, known.fatal_age)
+    beyond = max(floor_seconds, JUST_BEYOND_RATIO * (known.high if known.high < inf else known.longest))
+    if stage in (Stage.VOLLEY, Stage.MONITOR):
+        return beyond
+    low = min(search.ladder_floor_seconds, known.low)
+    if stage is Stage.LADDER and spares_sentinel(search.connections, low) and not sentinel_spared:
+        return spared_rest(search.ladder)
+    ahead = [rung for rung in search.ladder if rung > SAME_REST_RATIO * low][: search.connections]
+    climb = ahead[-1] if ahead else search.ladder[-1]
+    return climb if stage is Stage.LADDER else max(climb, beyond)
+
+
 # -- the search: all stages but the last ------------------------------------------------------------------------------
 
 
@@ -180,7 +222,11 @@ def ladder_goals(known: Knowledge, probes: Iterable[Probe], search: Search) -> l
     if spares_sentinel(search.connections, low) and by_age:
         # When the last sentinel was asked, the connection with the least rest behind it takes its place.
         sentinel = next((probe for probe in by_age if probe.arm is Arm.SENTINEL), None)
-        sentinel = sentinel or max(by_age, key=lambda probe: (probe.goal_seconds is None, probe.since))
+        spared_seconds = spared_rest(search.ladder)
+        sentinel = sentinel or max(
+            by_age,
+            key=lambda probe: (probe.longest_goal_seconds >= spared_seconds, probe.goal_seconds is None, probe.since),
+        )
         goals.append(Assignment(connection=sentinel.connection, arm=Arm.SENTINEL, goal_seconds=None))
     asked = {probe.goal_seconds for probe in by_age if probe.state.asked and probe is not sentinel}
     free = (rung for rung in search.ladder if rung > SAME_REST_RATIO * low and rung not in asked)
@@ -247,12 +293,13 @@ def monitor_plan(
     connections: int,
     floor_seconds: float,
     now: float,
+    pooled: bool = False,
 ) -> tuple[Plan, MonitorRound]:
     """Watch what was verified. Returns the plan, and how far the ruler is once it is carried out.
 
-    `floor_seconds` is the shortest rest worth trying.
+    `floor_seconds` is the shortest rest worth trying, `pooled` tells of a pooler before the server.
     """
-    arms = _monitor_arms(known, probes, ruler, connections)
+    arms = monitor_arms(known, probes, ruler, connections, pooled=pooled)
     held = {probe.arm for probe in probes}
     goals: list[Assignment] = []
     for probe in probes:
@@ -264,8 +311,8 @@ def monitor_plan(
             case Arm.KEEPALIVE:
                 goals.append(_goal(probe, min(KEEPALIVE_REST_RATIO * known.high, known.fatal_age)))
             case Arm.LIFETIME:
-                step = max(BUSY_LEAST_SECONDS, BUSY_STEP_SHARE * (now - probe.opened_at))
-                goals.append(_goal(probe, min(step, BUSY_SHARE * (known.low or floor_seconds))))
+                rest = _busy_rest(known, now - probe.opened_at, floor_seconds)
+                goals.append(_goal(probe, min(rest, probe.longest_goal_seconds)))
                 ruler = ruler.after_busy()
             case _:
                 limit = known.high if known.high < inf else known.longest
@@ -279,19 +326,33 @@ def monitor_plan(
     return plan, ruler
 
 
-def _monitor_arms(known: Knowledge, probes: Iterable[Probe], ruler: MonitorRound, connections: int) -> list[Arm]:
-    """What to hold a connection for, as far as they go."""
+def monitor_arms(
+    known: Knowledge, probes: Iterable[Probe], ruler: MonitorRound, connections: int, *, pooled: bool = False
+) -> list[Arm]:
+    """What to hold a connection for, as far as they go.
+
+    Each is opened anew when its rest has ended, or in place of another: nothing opens beside that. Behind a pooler none
+    is kept busy, because it would hold one of the pooler's connections for all its life.
+    """
     arms = [Arm.GUARD, Arm.RULER, Arm.LIFETIME]
+    if pooled:
+        arms.remove(Arm.LIFETIME)
     in_question = known.high < inf and not known.several_populations and known.keepalive_helps is None
     if in_question and BEYOND_RATIO * known.high < known.fatal_age:
         arms.insert(1, Arm.KEEPALIVE)
     arms = arms[:connections]
-    if arms == [Arm.GUARD, Arm.RULER] and known.lifetimes.suspected:
+    if arms == [Arm.GUARD, Arm.RULER] and not pooled and known.lifetimes.suspected:
         # After each of its rounds the ruler leaves its place to a busy connection, for one life.
         held = {probe.arm for probe in probes}
         if Arm.LIFETIME in held or (ruler.busy_next and Arm.RULER not in held):
             return [Arm.GUARD, Arm.LIFETIME]
     return arms
+
+
+def _busy_rest(known: Knowledge, age_seconds: float, floor_seconds: float) -> float:
+    """What a busy connection of this age rests."""
+    step = max(BUSY_LEAST_SECONDS, BUSY_STEP_SHARE * age_seconds)
+    return min(step, BUSY_SHARE * (known.low or floor_seconds))
 
 
 def _goal(probe: Probe, goal_seconds: float | None) -> Assignment:

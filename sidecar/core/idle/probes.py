@@ -6,6 +6,10 @@ Theory of operation
 A probe is opened, rests until its goal, is used once and given up. Where its answer is late it is overdue: the search
 plans as if it had died, but believes it only when it has. A busy probe rests anew after each answer.
 
+When it is opened it is known how long it may come to rest (see `planning`), and its session is ended by the server
+itself somewhat later, so that none stays behind. It is not left to rest for longer than that: not even one without a
+goal.
+
                         open_failed
                           ┌───┐
                           │   ▼
@@ -23,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from sidecar.core.evidence import Arm, Cause
 from sidecar.core.identity import Identity
@@ -101,6 +106,8 @@ class Probe:
     rested_seconds: float = 0.0  # before it was asked
     recorded_age_seconds: float = 0.0  # of a busy one
     failed_openings: int = 0
+    asks: bool = True  # it asks its first question as soon as it is open
+    longest_goal_seconds: float = inf  # what it may rest, by what its session was told when it was opened
     identity: Identity = field(default_factory=Identity)
     doubt: Cause | None = None  # something happened while it was open: its death testifies to nothing
 
@@ -119,14 +126,23 @@ class Probe:
 
     @property
     def deadline(self) -> float | None:
-        """When it wants attention: its goal is reached, or its answer is late. None while only facts can move it."""
-        if self.is_resting and self.goal_seconds is not None:
-            return self.since + self.goal_seconds
+        """When it wants attention: its goal is reached, it may not rest any longer, or its answer is late.
+
+        None while only facts can move it.
+        """
+        if self.is_resting:
+            rest = self.longest_goal_seconds if self.goal_seconds is None else self.goal_seconds
+            return self.since + rest if rest < inf else None
         return self.since + PATIENCE_SECONDS if self.state == ProbeState.USING else None
 
     def idle_seconds(self, now: float) -> float:
         """How long it has rested, or had when it was asked."""
         return now - self.since if self.is_resting else self.rested_seconds
+
+    def outgrown(self, now: float) -> bool:
+        """Whether its goal lies beyond what it may rest, and is not reached already."""
+        goal = self.goal_seconds
+        return goal is not None and goal > max(self.longest_goal_seconds, self.idle_seconds(now))
 
     def accepts(self, event: ProbeEvent) -> bool:
         """Whether this can happen to it now."""
