@@ -50,6 +50,7 @@ from sidecar.core.availability.facts import (
     Suspected,
     Suspend,
     TableAnswered,
+    Waits,
     WriteAnswered,
 )
 from sidecar.core.availability.machine import IN_FLIGHT, LOOK_SECONDS, AvailabilityMachine
@@ -1127,6 +1128,17 @@ def test_having_nothing_left_ourselves_is_a_refusal_that_nobody_gave() -> None:
 # A queue
 
 
+def beats_for(script: Script, seconds: float) -> None:
+    """The session answers what it is asked, and no attempt is begun."""
+    until = script.now + seconds
+    while (due := script.machine.next_deadline()) is not None and due < until:
+        seen = len(script.commands)
+        script.timer()
+        assert not any(isinstance(command, Attempt) for command in script.commands[seen:])
+        script.answer(script.commands[seen:])
+    script.now = until
+
+
 def hang(script: Script, *, logged_in: bool = True) -> None:
     """An attempt gets no answer, while the session answers all it is asked."""
     script.timer_until(Attempt)
@@ -1143,7 +1155,10 @@ def hang(script: Script, *, logged_in: bool = True) -> None:
         assert not any(isinstance(command, Attempt) for command in script.commands[seen:]), "two in a queue"
     script.now = begun + DEADLINE
     seen = len(script.commands)
-    script.see(NotConnected(attempt=script.attempt, error="no answer", name="TimeoutError", hung=True), after=0.0)
+    if logged_in:
+        script.see(Waits(attempt=script.attempt, error="no answer"), after=0.0)
+    else:
+        script.see(NotConnected(attempt=script.attempt, error="no answer", name="TimeoutError", hung=True), after=0.0)
     script.answer(script.commands[seen:])
 
 
@@ -1156,14 +1171,26 @@ def test_a_connect_that_hangs_beside_a_living_session_stands_in_a_queue(logged_i
     assert (status.said, status.refused) == (ServerSignal.QUEUED, ServerSignal.QUEUED)
     assert isinstance(script.commands[-1], TellRefused)
     begun = []
+    said = signal_of("08P01", "query_wait_timeout")
+    gave_up = NotConnected(attempt=0, error="query_wait_timeout", name="fin", said=said, sqlstate="08P01")
     for _ in range(5):
+        if logged_in:  # the pooler gives up, not we
+            beats_for(script, 20.0)
+            script.see(replace(gave_up, attempt=script.attempt))
         before = script.now
         hang(script, logged_in=logged_in)
         begun.append(script.now - DEADLINE - before)
     assert begun == sorted(begun)
     assert begun[0] >= 0.7  # to give back what is held takes a moment
     assert begun[-1] >= 12
-    script.connect()
+    if logged_in:
+        beats_for(script, 20.0)
+        script.see(Connected(attempt=script.attempt, at=script.at, identity=PRIMARY, pooled=True))
+        assert script.outage.connect is not None
+        assert script.outage.connect.ended is not None
+        assert script.outage.connect.ended.width_seconds <= RECONNECT + 0.01
+    else:
+        script.connect()
     script.write()
     assert (script.outage.kind, script.outage.detail) == ("refusal", "queue")
     assert set(script.outage.downtimes) == {"connect"}
@@ -1222,7 +1249,11 @@ def test_who_is_let_in_and_left_alone_waits_in_a_queue_unless_there_is_no_pooler
     script.timer_until(Attempt)
     script.see(LoggedIn(attempt=script.attempt))
     assert (script.machine.next_deadline() is None) == (pooled is not False), "one in a queue at a time"
-    script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError", hung=True), after=DEADLINE)
+    if pooled is False:
+        script.see(NotConnected(attempt=script.attempt, error="no", name="TimeoutError", hung=True), after=DEADLINE)
+    else:
+        script.see(Waits(attempt=script.attempt, error="no"), after=DEADLINE)
+        assert script.machine.next_deadline() is None, "it goes on waiting"
     assert script.machine.status(script.now).queued == queued
 
 
@@ -1807,6 +1838,12 @@ class Shell(RuleBasedStateMachine):
     @rule(data=st.data())
     def let_in(self, data: st.DataObject) -> None:
         self.tell(LoggedIn(attempt=data.draw(st.sampled_from(sorted(self.attempts - {self.looking})))), legal=True)
+
+    @precondition(lambda self: self.attempts - {self.looking})
+    @rule(data=st.data())
+    def waits(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.attempts - {self.looking})))
+        self.tell(Waits(attempt=number, error="no answer"), legal=True)
 
     @rule(looks=st.booleans())
     def suspend(self, looks: bool) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 import pytest
 
-from sidecar.core.signals import ServerSignal
+from sidecar.core.signals import EXHAUSTED, ServerSignal
+from sidecar.probes.errors import name_of
 from sidecar.probes.postgresql.signals import signal_of
 
 POSTMASTER_DIED = "terminating connection due to unexpected postmaster exit"
@@ -32,6 +36,7 @@ POSTMASTER_DIED = "terminating connection due to unexpected postmaster exit"
         ("53200", None, ServerSignal.FULL),
         # PgBouncer uses one code for everything it has to say.
         ("08P01", "client_idle_timeout", ServerSignal.IDLE_TIMEOUT),
+        ("08P01", "query_wait_timeout", ServerSignal.QUEUED),
         ("08P01", "server conn crashed?", ServerSignal.UNREACHABLE),
         ("08P01", "server_login_retry", ServerSignal.UNREACHABLE),
         ("08006", None, ServerSignal.UNREACHABLE),
@@ -56,4 +61,23 @@ def test_a_server_out_of_service_ends_sessions_or_takes_none() -> None:
         ServerSignal.CRASHED,
         ServerSignal.STARTING,
     }
+    assert not any(signal.is_refusal for signal in out_of_service)
     assert {signal for signal in ServerSignal if signal.ends_sessions} == out_of_service - {ServerSignal.STARTING}
+
+
+def test_who_refuses_is_at_work() -> None:
+    assert {
+        signal
+        for signal in map(signal_of, ("53300", "53200", "28P01", "28000", "3D000", "42501"))
+        if signal is not None and signal.is_refusal
+    } == {ServerSignal.FULL, ServerSignal.LOGIN_REFUSED, ServerSignal.NO_DATABASE, ServerSignal.UNKNOWN}
+    assert not ServerSignal.UNREACHABLE.is_refusal
+    assert {signal for signal in ServerSignal if signal.is_exhaustion} == {ServerSignal.FULL, ServerSignal.QUEUED}
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL])
+def test_our_own_want_is_not_the_databases(number: int) -> None:
+    assert name_of(OSError(number, "no")) == EXHAUSTED
+    assert name_of(OSError(number, "no", "/secret/password")) == EXHAUSTED
+    assert name_of(OSError(errno.ECONNREFUSED, "no")) == "ConnectionRefusedError"
+    assert name_of(socket.gaierror(errno.EAGAIN, "no")) == "gaierror"

@@ -53,6 +53,7 @@ from sidecar.core.availability.facts import (
     Suspected,
     Suspend,
     TableAnswered,
+    Waits,
     WriteAnswered,
 )
 from sidecar.core.availability.machine import AvailabilityMachine
@@ -74,6 +75,10 @@ _DEADLINES_TO_GIVE_UP = 3
 
 _REST_AT_MOST_SECONDS = 300.0
 """After so long a rest the server may end our session: nothing of it stays behind on a path that forgot it."""
+
+_QUEUE_SECONDS = 150.0
+"""For so long an attempt may wait in a pooler's queue. PgBouncer's query_wait_timeout, 120 s unless set, comes before;
+and no flow rests so long on a path that it would be forgotten."""
 
 _CREDENTIALS_EVERY_SECONDS = 1.0
 """Between two looks at the files we log in with, while we are refused."""
@@ -122,6 +127,7 @@ class AvailabilityRunner:
         self._session: WatchedConnection | None = None
         self._session_tasks: set[asyncio.Task[None]] = set()  # those that wait for the session
         self._attempts: dict[int, asyncio.Task[None]] = {}
+        self._logged_in: set[int] = set()  # of the attempts, those that wait for their first answer
         self._answered: dict[int, WatchedConnection] = {}  # fresh connections, until the machine has said what for
         self._resolution: asyncio.Future[tuple[Sequence[str], float]] | None = None
         self._identities: dict[WatchedConnection, Identity] = {}  # of those that are open
@@ -320,7 +326,10 @@ class AvailabilityRunner:
         self._on_table(table, identity)
 
     async def _attempt(self, number: int, role: ConnectionRole) -> None:
-        fact = await self._try_to_connect(number, role)
+        try:
+            fact = await self._try_to_connect(number, role)
+        finally:
+            self._logged_in.discard(number)
         del self._attempts[number]  # before it can be given up: it has ended
         if isinstance(fact, Connected):
             self._complaint = None
@@ -333,16 +342,16 @@ class AvailabilityRunner:
         deadline = self._target.heartbeat.deadline
         resolved = False
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(deadline) as limit:
                 addresses, asked = await self._resolve()
                 self._observe(Resolved(addresses=tuple(sorted(addresses)), asked=asked))
                 resolved = True
-                connection, identity = await self._open_first(addresses, number, role)
+                connection, identity = await self._open_first(addresses, number, role, limit)
         except (CannotConnect, ConnectionEnded) as failure:
             return _not_connected(number, failure)
         except TimeoutError as timeout:
-            error, name = f"{self._target.display} did not answer within {deadline:g} s", type(timeout).__name__
-            return NotConnected(attempt=number, error=error, name=name, hung=resolved)
+            name = type(timeout).__name__
+            return NotConnected(attempt=number, error=self._no_answer, name=name, hung=resolved)
         except OSError as failure:
             error = f"cannot resolve {self._target.host}: {failure.strerror}"
             return NotConnected(attempt=number, error=error, name=name_of(failure))
@@ -374,24 +383,34 @@ class AvailabilityRunner:
         found = await self._loop.getaddrinfo(host, self._target.port, type=socket.SOCK_STREAM)
         return tuple(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found)), asked
 
+    @property
+    def _no_answer(self) -> str:
+        return f"{self._target.display} did not answer within {self._target.heartbeat.deadline:g} s"
+
     async def _open_first(
-        self, addresses: Sequence[str], number: int, role: ConnectionRole
+        self, addresses: Sequence[str], number: int, role: ConnectionRole, limit: asyncio.Timeout
     ) -> tuple[WatchedConnection, Identity]:
         """Try one address after the other, the next when all have failed or are slow; the first that answers counts.
 
-        Who is refused by one goes no further: an attempt is one login, and an application would not either.
+        Who is refused by one goes no further, nor who is let in by one: an attempt is one login, and an application
+        would not either.
         """
         if len(addresses) == 1:
-            return await self._open(None, number, role)
+            return await self._open(None, number, role, limit)
         tasks: list[asyncio.Task[tuple[WatchedConnection, Identity]]] = []
         winner = None
         try:
             for address in addresses:
                 tasks.append(
-                    asyncio.create_task(self._open(address, number, role), name=f"heartbeat-{self._name}-{address}")
+                    asyncio.create_task(
+                        self._open(address, number, role, limit), name=f"heartbeat-{self._name}-{address}"
+                    )
                 )
                 patience = None if address == addresses[-1] else self._target.heartbeat.reconnect_every
-                if (winner := await _first_success(tasks, patience)) is not None:
+                winner = await _first_success(tasks, patience)
+                if winner is None and number in self._logged_in:
+                    winner = await _first_success(tasks, None)
+                if winner is not None:
                     return winner.result()
             failures = [failure for task in tasks if (failure := task.exception()) is not None]
             raise max(failures, key=lambda failure: getattr(failure, "sqlstate", None) is not None)  # who spoke, if any
@@ -404,16 +423,36 @@ class AvailabilityRunner:
                 if not isinstance(outcome, BaseException):
                     outcome[0].terminate()
 
-    async def _open(self, address: str | None, number: int, role: ConnectionRole) -> tuple[WatchedConnection, Identity]:
+    async def _open(
+        self, address: str | None, number: int, role: ConnectionRole, limit: asyncio.Timeout
+    ) -> tuple[WatchedConnection, Identity]:
         deadline = self._target.heartbeat.deadline
         connection = await self._driver.open(role, deadline_seconds=deadline, host=address)
         try:
+            self._logged_in.add(number)
             if number in self._attempts:  # else it is about to be cancelled
                 self._observe(LoggedIn(attempt=number))
+            if self._is_pooled is not False:
+                return connection, await self._wait_in_queue(connection, number, limit)
             return connection, await connection.use(deadline)
         except BaseException:
             connection.terminate()
             raise
+
+    async def _wait_in_queue(self, connection: WatchedConnection, number: int, limit: asyncio.Timeout) -> Identity:
+        """Ask what may have to wait in a pooler's queue. The attempt's own deadline is only told, not heeded."""
+        deadline = limit.when()
+        limit.reschedule(self._loop.time() + _QUEUE_SECONDS + self._target.heartbeat.deadline)
+        # Told from outside the attempt, which may be given up for it.
+        told = self._loop.call_at(deadline or self._loop.time(), self._tell_waiting, number)
+        try:
+            return await connection.use(_QUEUE_SECONDS)
+        finally:
+            told.cancel()
+
+    def _tell_waiting(self, number: int) -> None:
+        if number in self._attempts:
+            self._observe(Waits(attempt=number, error=self._no_answer))
 
     # What we log in with
 

@@ -65,6 +65,17 @@ class LoggedIn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """An attempt has logged in, has not been answered within the deadline, and goes on waiting.
+
+    A pooler does not notice that somebody has left its queue, so it is better to wait there than to come again.
+    """
+
+    attempt: int
+    error: str  # fit for operators
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Connected:
     """An attempt succeeded: a fresh connection has answered its first query.
 
@@ -143,6 +154,7 @@ Fact = (
     | RoleChanged
     | Resolved
     | LoggedIn
+    | Waits
     | Connected
     | NotConnected
     | PooledLost

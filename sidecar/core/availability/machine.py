@@ -32,7 +32,9 @@ A connect that *hangs* may be either. Beside a session that answers what it is a
 stands in a queue, that of a full session pooler above all, which lets the login through at once and leaves the first
 question unanswered; this is a refusal like any other. If nothing was asked in that time, the session is asked now, and
 its answer decides. Without a session it is a refusal where the login went through, unless we know that no pooler is in
-between. While one attempt has logged in and waits no other is begun, so that there is never more than one in a queue.
+between. While one attempt has logged in and waits no other is begun, so that there is never more than one in a queue;
+and since a pooler does not notice that somebody has left its queue, that one goes on waiting when it has been judged.
+That it is served at last shows to the moment when the queue had an end.
 
 Suspended
 =========
@@ -101,6 +103,7 @@ from sidecar.core.availability.facts import (
     Suspected,
     Suspend,
     TableAnswered,
+    Waits,
     WriteAnswered,
 )
 from sidecar.core.availability.outages import QUEUE, OngoingOutage, classify, is_ours_to_mend, mark_bad
@@ -196,6 +199,7 @@ class AvailabilityMachine:
         # The connect path: attempts under way with their beginning, and when the next may begin.
         self._attempts: dict[int, float] = {}
         self._logged_in: set[int] = set()  # those of them that wait for their first answer
+        self._queueing: set[int] = set()  # those of them that have been judged to wait in a queue
         self._attempted = 0
         self._attempted_at = self._hurried_at = -inf
         self._attempt_after = now
@@ -262,10 +266,8 @@ class AvailabilityMachine:
                 return self._role_changed(fact, now)
             case Resolved():
                 return self._resolved(fact, now)
-            case LoggedIn():
-                self._require(fact.attempt in self._attempts, fact)
-                self._logged_in.add(fact.attempt)
-                return []
+            case LoggedIn() | Waits():
+                return self._under_way(fact, now)
             case Connected():
                 return self._connected(fact, now)
             case NotConnected():
@@ -449,6 +451,7 @@ class AvailabilityMachine:
         self._question = self._hang = self._looking = None
         self._attempts.clear()
         self._logged_in.clear()
+        self._queueing.clear()
 
     def _age_at_end(self, ending: Ending, now: float, outage_id: str) -> Aged | None:
         """How old the session got; None where it was told to end, whatever its age."""
@@ -536,11 +539,15 @@ class AvailabilityMachine:
         self._accepted()
         if self._suspended:
             return self._look_succeeded(fact, now)
-        begun = self._attempts.pop(fact.attempt)
+        begun, queued = self._attempts[fact.attempt], fact.attempt in self._queueing
+        self._forget_attempt(fact.attempt)
+        good_since = max(begun, now - self._reconnect_every) if queued else begun
         if self._outage is not None:
-            self._outage.let_in(begun)
+            self._outage.let_in(good_since)
             self._outpaced(self._outage, now - begun, now)
-        self._connect_good = begun
+            if queued and self._outage.connect is not None:
+                self._outage.connect.bad(good_since)
+        self._connect_good = good_since
         if reconnecting or self._renews(fact, now):
             return self._adopt(fact, now)
         # A standby behind the name that led to a writer: a pooler may have hidden the change from the session.
@@ -590,23 +597,25 @@ class AvailabilityMachine:
     def _not_connected(self, fact: NotConnected, now: float) -> list[Command]:
         self._require(fact.attempt in self._attempts, fact)
         begun = self._attempts[fact.attempt]
-        if fact.said is None and now - begun > (1 + _SLEPT_SHARE) * self._deadline:
+        queued = fact.attempt in self._queueing
+        if fact.said is None and not queued and now - begun > (1 + _SLEPT_SHARE) * self._deadline:
             self._forget_attempt(fact.attempt)  # we slept: it was never given its time
             return []
-        if fact.hung and fact.said is None and self._has_session:
+        if fact.hung and fact.said is None and self._has_session and not queued:
             self._forget_attempt(fact.attempt)
             self._hang = self._hang or (fact, begun)
             return self._judge_hang(now)
         logged_in = fact.attempt in self._logged_in
         self._move(Event.NOT_CONNECTED, now)
         self._forget_attempt(fact.attempt)
-        if fact.hung and fact.said is None and logged_in and self._pooled is not False:
+        if fact.hung and fact.said is None and (queued or (logged_in and self._pooled is not False)):
             fact = replace(fact, said=ServerSignal.QUEUED)
         return self._failed(fact, begun, now)
 
     def _forget_attempt(self, number: int) -> None:
         del self._attempts[number]
         self._logged_in.discard(number)
+        self._queueing.discard(number)
         if number == self._looking:
             self._looking = None
 
@@ -619,7 +628,26 @@ class AvailabilityMachine:
         if self._read_good < begun + self._deadline / 2:
             return self._ask("beat", now) if self._question is None else []
         self._hang = None
+        return self._queued(fact, begun, now)
+
+    def _under_way(self, fact: LoggedIn | Waits, now: float) -> list[Command]:
+        self._require(fact.attempt in self._attempts, fact)
+        self._logged_in.add(fact.attempt)
+        begun = self._attempts[fact.attempt]
+        if isinstance(fact, LoggedIn) or now - begun > (1 + _SLEPT_SHARE) * self._deadline:
+            return []
+        hung = NotConnected(attempt=fact.attempt, error=fact.error, name=TimeoutError.__name__, hung=True)
+        if not self._has_session:
+            return self._queued(hung, begun, now)
+        self._hang = self._hang or (hung, begun)
+        return self._judge_hang(now)
+
+    def _queued(self, fact: NotConnected, begun: float, now: float) -> list[Command]:
+        """An attempt stands in a queue; it may go on waiting there."""
         self._move(Event.NOT_CONNECTED, now)
+        if fact.attempt in self._attempts:
+            self._queueing.add(fact.attempt)
+            self._attempts[fact.attempt] = now  # from here on it is another try
         return self._failed(replace(fact, said=ServerSignal.QUEUED), begun, now)
 
     def _failed(self, fact: NotConnected, begun: float, now: float) -> list[Command]:
