@@ -24,7 +24,7 @@ import threading
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -42,6 +42,10 @@ SIDECAR_NAMES = ("connhealth/", "connection-health-sidecar/")
 
 LOOK_SECONDS = 2.4
 """So long it may take a sidecar to see what changed: a look every 2 s ± 20 %."""
+
+MOMENT_SECONDS = 1.2
+"""Never more than one connection too many, and that for so long at most: one is opened before its predecessor's end has
+reached the server, and a heartbeat tries whether others can log in."""
 
 SLACK_SECONDS = 0.6
 """To carry out what a look led to, and for the counting itself."""
@@ -175,6 +179,7 @@ class Breach:
 
     since: float
     seconds: float
+    excess: int
     heartbeats: int
     rest: int
     others: int
@@ -261,28 +266,28 @@ class Counter:
     ) -> list[Breach]:
         """Where more was held of the sessions that `match`, which count against a limit of `usable`, than promised.
 
-        A look is a session of a moment and not counted; whatever it finds full refuses it.
+        A look is a session of a moment and not counted; nor is a single connection too many, for a moment.
         """
         found: list[Breach] = []
-        open_since: float | None = None
         worst: Breach | None = None
-        samples = self.since(since, until)
-        for sample in samples:
+        for sample in self.since(since, until):
             under = [session for session in sample.sessions if match(session)]
             beating = sum(session.role == "heartbeat" for session in under)
             rest = sum(session.role not in (None, "heartbeat", "look") for session in under)
             others = sum(session.role is None for session in under)
             allowed = promise(usable, others, beating)
-            too_much = max(beating - allowed.heartbeats, rest - allowed.rest, beating + rest - allowed.together)
-            if beating + rest and too_much > 0:
-                open_since = sample.at if open_since is None else open_since
-                worst = Breach(open_since, sample.at - open_since, beating, rest, others, allowed)
-            elif worst is not None and open_since is not None:
-                found.append(Breach(open_since, sample.at - open_since, *_what(worst)))
-                open_since = worst = None
-        if worst is not None:
-            found.append(worst)
-        return found
+            excess = max(beating - allowed.heartbeats, rest - allowed.rest, beating + rest - allowed.together)
+            if excess > 0 and beating + rest:
+                now = Breach(sample.at, 0.0, excess, beating, rest, others, allowed)
+                if worst is None:
+                    found.append(now)
+                    worst = now
+                worst = now if excess > worst.excess else worst
+                found[-1] = replace(worst, since=found[-1].since, seconds=sample.at - found[-1].since)
+            elif worst is not None:
+                found[-1] = replace(found[-1], seconds=sample.at - found[-1].since)
+                worst = None
+        return [each for each in found if each.excess > 1 or each.seconds > MOMENT_SECONDS]
 
     def gone_after(self, at: float, match: Callable[[Session], object] = bool) -> float | None:
         """How many seconds after `at` the last session of a sidecar was seen; None when they are still there."""
@@ -299,10 +304,6 @@ class Counter:
         """How many seconds after `at` the first session that matches was seen; None if there was none."""
         first = (sample.at for sample in self.since(at) if any(map(match, sample.sessions)))
         return next((seen - at for seen in first), None)
-
-
-def _what(breach: Breach) -> tuple[int, int, int, Promise]:
-    return breach.heartbeats, breach.rest, breach.others, breach.promised
 
 
 # The server's log
