@@ -47,7 +47,10 @@ class Terms:
             target=name,
             database=target.display,
             policy=Policy(
-                safety=policy.safety, max_pool_recycle=policy.max_pool_recycle, ping_overhead=policy.ping_overhead
+                safety=policy.safety,
+                max_pool_recycle=policy.max_pool_recycle,
+                min_pool_recycle=policy.min_pool_recycle,
+                ping_overhead=policy.ping_overhead,
             ),
             shortest_rest_seconds=target.idle.floor,
             application=None if declared is None else ApplicationSettings(**declared.model_dump()),
@@ -75,6 +78,7 @@ def assess(
     declared: Declared | None,
     activity: Activity | None,
     ping_cost: PingCost | None,
+    budget: BudgetStatus | None = None,
 ) -> Assessment:
     """What is advised in view of all that is known."""
     derived = advise(
@@ -89,6 +93,8 @@ def assess(
         activity=activity,
         catalogue=known_limits(),
         keepalive_survival_seconds=keepalive_survival_seconds,
+        budget=budget,
+        measures_idle=terms.measures_idle,
     )
     tried = after_trials(
         derived,

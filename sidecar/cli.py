@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from sidecar import __version__, remote
 from sidecar.core.evidence import MILESTONES, Status
+from sidecar.core.pause import LONGEST, SHORTEST, UNLESS_TOLD, UNLESS_TOLD_SECONDS
 from sidecar.demo.stories import Story
 
 if TYPE_CHECKING:
@@ -132,6 +133,18 @@ def wait(arguments: argparse.Namespace) -> int:
 def shutdown(arguments: argparse.Namespace) -> int:
     """Tell the sidecar beside us to leave, and wait until it has."""
     remote.shutdown(_address(arguments, remote.admin_address), arguments.timeout)
+    return 0
+
+
+def pause(arguments: argparse.Namespace) -> int:
+    """Have the sidecar beside us give every connection back for a while, as for DROP DATABASE; it resumes by itself."""
+    _say(remote.pause(_address(arguments, remote.admin_address), arguments.seconds))
+    return 0
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    """Have the sidecar beside us end its pause now."""
+    remote.resume(_address(arguments, remote.admin_address))
     return 0
 
 
@@ -360,6 +373,20 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--timeout", type=_duration("0s", "1d"), default=10.0, metavar="D", help="give up after (default: 10s)"
     )
+
+    added = add("pause", pause, "0 paused, until the time printed; 1 nobody answers; 2 bad usage")
+    _add_from(added, "the admin address")
+    added.add_argument(
+        "--for",
+        dest="seconds",
+        type=_duration(SHORTEST, LONGEST),
+        default=UNLESS_TOLD_SECONDS,
+        metavar="D",
+        help=f"for how long, {SHORTEST} to {LONGEST} (default: {UNLESS_TOLD})",
+    )
+
+    added = add("resume", resume, "0 it measures again, or did all the time; 1 nobody answers; 2 bad usage")
+    _add_from(added, "the admin address")
 
     added = add("explain", explain, "0 recognised; 1 nothing known in the text; 2 bad usage")
     added.add_argument("text", metavar="TEXT", help="the message or traceback, in quotes; - reads standard input")

@@ -24,6 +24,7 @@ from sidecar.core.availability.readiness import Readiness
 from sidecar.core.budget import BudgetStatus, CeilingKind, Grant, Hindrance, PauseReason
 from sidecar.core.evidence import Downtime, Observation, Outage, Status
 from sidecar.core.idle.probes import ProbeView
+from sidecar.core.pause import Pause
 from sidecar.core.views import Source, TargetView
 
 if TYPE_CHECKING:
@@ -192,12 +193,14 @@ class Targets:
 
     targets: tuple[TargetSummary, ...]
     store: StoreState
+    paused: Pause | None  # of all targets; null where there is none
 
     @classmethod
     def of(cls, source: Source) -> Targets:
         return cls(
             targets=tuple(map(TargetSummary.of, source.targets().values())),
             store=StoreState(pending_writes=source.store_pending_writes, warning=source.store_warning),
+            paused=source.paused,
         )
 
 
@@ -238,6 +241,13 @@ class Leaving:
     """The service was told to leave and will, as on SIGTERM."""
 
     leaving: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """There is no pause, or none any more."""
+
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +353,11 @@ def _member(hint: Any, value: Any) -> Any:
 
 
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
+
+
+def instant(at: float) -> str:
+    """A wall-clock time for people, in whole seconds."""
+    return f"{datetime.fromtimestamp(round(at), UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def dumps(value: object) -> bytes:

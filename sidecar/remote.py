@@ -160,6 +160,25 @@ def shutdown(admin: str, timeout_seconds: float) -> None:
     raise Unanswered(f"the sidecar at {admin} was told to leave, but is still there after {timeout_seconds:g} s")
 
 
+def pause(admin: str, seconds: float) -> str:
+    """Have the sidecar give every connection back for so long; until when, in words. Raises Unanswered."""
+    reply = ask(admin, f"/pause?for={seconds:g}s", method="POST")
+    try:
+        until = str(json.loads(reply.text)["until"]) if reply.ok else None
+    except (ValueError, LookupError, TypeError):
+        until = None
+    if until is None:
+        raise Unanswered(reply.reason)
+    return f"paused until {until}: no connection is held"
+
+
+def resume(admin: str) -> None:
+    """Have the sidecar take up again. Raises Unanswered."""
+    reply = ask(admin, "/resume", method="POST")
+    if not reply.ok:
+        raise Unanswered(reply.reason)
+
+
 def public_address(environ: Mapping[str, str]) -> str:
     """Where a sidecar with this environment answers, from beside it. Raises ConfigurationError."""
     http = _http(environ)

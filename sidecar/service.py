@@ -14,14 +14,19 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
 
-from sidecar import logs
+from sidecar import documents, logs
 from sidecar.clock import Clock
+from sidecar.core.availability.readiness import Readiness
 from sidecar.core.evidence import Observation, Outage
+from sidecar.core.idle.planning import Stage
 from sidecar.core.journal import Journal
+from sidecar.core.pause import Pause
 from sidecar.core.views import TargetView
 from sidecar.metrics import Metrics
 from sidecar.probes.postgresql.connect import forgive_abandoned_connects
@@ -78,7 +83,10 @@ class Service:
         self._store = EvidenceStore(
             settings.store.url.get_secret_value(),
             databases={name: target.display for name, target in settings.targets.items()},
+            process=f"{socket.gethostname()}:{settings.http.admin_port}",
         )
+        self._pause: Pause | None = None
+        self._pause_ends = inf  # monotonic
         self.http = HttpServer(self, self._metrics.render)
 
     async def run(self) -> int:
@@ -116,6 +124,11 @@ class Service:
         self._create_targets({name: (past.observations, past.outages) for name, past in history.items()})
         self._tasks.start("store", self._store.run())
         self._tasks.start("housekeeping", self._refresh_loop())
+        earlier = self._store.pause
+        if self._pause is None and earlier is not None:
+            self._begin(earlier.taken_up(self._clock.wall()))
+        elif self._pause is not None:
+            self._begin(self._pause)  # of the targets that have just been made, too
         for target in self._targets.values():
             for name, work in target.tasks():
                 self._tasks.start(name, work)
@@ -151,6 +164,8 @@ class Service:
                     await self._news.wait()
             self._news.clear()
             self._clock.follow_wall()
+            if self._pause is not None and self._pause_is_over(self._pause):
+                self.resume()
             for target in self._targets.values():
                 target.refresh()
             self._viewed_at = -inf
@@ -189,7 +204,10 @@ class Service:
 
     def targets(self) -> Mapping[str, TargetView]:
         if (now := self._clock.monotonic()) - self._viewed_at >= VIEW_SECONDS:
-            self._views, self._viewed_at = {name: target.view for name, target in self._targets.items()}, now
+            views = {name: target.view for name, target in self._targets.items()}
+            if self._pause is not None:
+                views = {name: _while_paused(view, self._pause) for name, view in views.items()}
+            self._views, self._viewed_at = views, now
         return self._views
 
     def observations(self, target: str) -> Sequence[Observation]:
@@ -204,9 +222,52 @@ class Service:
     def try_again(self, target: str) -> None:
         self._targets[target].try_again()
 
+    @property
+    def paused(self) -> Pause | None:
+        return self._pause
+
+    def pause(self, seconds: float) -> Pause:
+        now = self._clock.wall()
+        pause = Pause(since=now if self._pause is None else self._pause.since, until=now + seconds)
+        self._begin(pause)
+        self._store.keep_pause(pause)
+        return pause
+
+    def resume(self) -> None:
+        if self._pause is None:
+            return
+        self._pause, self._viewed_at = None, -inf
+        self._store.keep_pause(None)
+        log.info("resumed")
+        for target in self._targets.values():
+            target.resume()
+
+    def _begin(self, pause: Pause | None) -> None:
+        """Give everything back at once. None is the rest of a pause of which nothing is left."""
+        if pause is None:
+            self._store.keep_pause(None)
+            return
+        remaining = pause.remaining_seconds(self._clock.wall())
+        self._pause, self._pause_ends = pause, self._clock.monotonic() + remaining
+        self._viewed_at = -inf
+        log.info("paused", extra={"until": documents.instant(pause.until), "reason": pause.reason})
+        for target in self._targets.values():
+            target.pause(pause.reason)
+
+    def _pause_is_over(self, pause: Pause) -> bool:
+        """Whichever clock says so: one stands still while the machine sleeps, the other may be set back."""
+        return self._clock.wall() >= pause.until or self._clock.monotonic() >= self._pause_ends
+
     def quit(self) -> None:
         self._leaving.set()
 
     def _interrupt(self) -> None:
         self._status = 130
         self.quit()
+
+
+def _while_paused(view: TargetView, pause: Pause) -> TargetView:
+    """What is shown of a target on which nothing is held: nothing speaks against traffic, and nothing is known anew."""
+    reason = f"paused until {documents.instant(pause.until)}: no connection is held, and nothing is measured"
+    readiness = Readiness(ready=True, reason=reason, since=pause.since)
+    return replace(view, readiness=readiness, reachable=None, stage=Stage.PAUSED)

@@ -81,6 +81,7 @@ class Target:
         self._activity: Activity | None = None
         self._sharing = sharing
         self._budget: BudgetStatus | None = None
+        self._budget_advised: BudgetStatus | None = None  # as of its last change: the advice is no counter
         self._paused: PauseReason | None = None
         self._told_pooled = False
         self._measuring_since: float | None = None
@@ -213,6 +214,7 @@ class Target:
         before, self._budget = self._budget, status
         if before is not None and (before.granted, before.hindrance) == (status.granted, status.hindrance):
             return
+        self._budget_advised = status
         granted = status.granted
         if granted.heartbeat:
             self._availability.resume()
@@ -286,6 +288,7 @@ class Target:
             declared=self._declared,
             activity=self._activity,
             ping_cost=self._figures.ping_cost,
+            budget=self._budget_advised,
         )
 
     def _idle(self) -> IdleStatus:

@@ -41,6 +41,7 @@ from sidecar.core.evidence import (
 from sidecar.core.identity import Identity
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
+from sidecar.core.pause import Pause
 from sidecar.core.views import TargetView
 
 NOON = 1_795_521_600.0  # 2026-11-24T12:00:00Z
@@ -171,6 +172,7 @@ class Picture:
     measured_afresh: list[str] = field(default_factory=list)
     tried_again: list[str] = field(default_factory=list)
     left: bool = False
+    paused: Pause | None = None
     journal: Journal = field(default_factory=lambda: Journal("life"))
 
     def targets(self) -> Mapping[str, TargetView]:
@@ -187,6 +189,13 @@ class Picture:
 
     def try_again(self, target: str) -> None:
         self.tried_again.append(target)
+
+    def pause(self, seconds: float) -> Pause:
+        self.paused = Pause(since=NOON, until=NOON + seconds)
+        return self.paused
+
+    def resume(self) -> None:
+        self.paused = None
 
     def quit(self) -> None:
         self.left = True

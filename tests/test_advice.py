@@ -1,5 +1,5 @@
-"""The advice against everything that can be known: never more than what is proven, withdrawn when tried in vain; and
-the application's verdict, from what it declares and from what a real server shows of it."""
+"""The advice against everything that can be known: how far it may exceed what is proven, withdrawn when tried in
+vain; and the application's verdict, from what it declares and from what a real server shows of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import contextlib
 import re
 from dataclasses import replace
 from math import inf
+from typing import Any
 
 import asyncpg
 import pytest
@@ -25,24 +26,27 @@ from sidecar.core.advice.advice import (
     after_trials,
 )
 from sidecar.core.advice.bounds import above, at_least, at_most, below
-from sidecar.core.advice.findings import Code, Ground, Judgement, WhyPing, found, judged
+from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, WhyWaiting, found, judged
 from sidecar.core.advice.ping_cost import PingCost
 from sidecar.core.advice.recommendation import IdleLimit, Recommendation, Remark, TrialOutcome, Verdict, VerdictKind
 from sidecar.core.advice.render import FORMATS
 from sidecar.core.advice.trials import Setup, TrialResult, counterfactuals, recommended
 from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
-from sidecar.core.budget import Declared
-from sidecar.core.evidence import STALE_WRITER, Death, Outage, OutageKind, Status
+from sidecar.core.budget import BudgetStatus, CeilingKind, Declared, Grant, Hindrance
+from sidecar.core.evidence import STALE_WRITER, Arm, Death, Downtime, Interval, Outage, OutageKind, Status
 from sidecar.core.idle.lifetime import AgeLimit
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
+from sidecar.core.idle.probes import ProbeState, ProbeView
 from sidecar.demo.server import PostgresServer
 from sidecar.probes.observer import observe
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings.model import TargetSettings
+from testing.simulation import World
 
 PROTECTED, EXPOSED, UNKNOWN = VerdictKind
-POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
+POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, min_pool_recycle=30.0, ping_overhead=0.1)
+LIMIT = IdleLimit(proven_seconds=19.5, dead_by_seconds=20.1, estimate_seconds=19.8, death=Death.CLOSED)
 DEAR = PingCost(
     p50_seconds=0.004, p99_seconds=0.009, overhead_ratio=0.5, overhead_low=0.4, overhead_high=0.6, pings=500
 )
@@ -70,6 +74,7 @@ def status(
             keepalive_helps=None,
             transaction_pooler=False,
             probes=(),
+            wished_connections=8,
         ),
         **known,  # type: ignore[arg-type]
     )
@@ -90,7 +95,7 @@ def said(code: Code, **values: object) -> Remark:
     return remarks.remark(found(code, **values), "default")
 
 
-# --- never more than what is proven -----------------------------------------------------------------------------------
+# --- how much is advised ----------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -106,9 +111,14 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
             keepalive_helps=draw(st.none() | st.booleans()),
             transaction_pooler=draw(st.booleans()),
             suspect=draw(st.booleans()),
+            stray_seconds=draw(st.none() | st.floats(0.01, 1e3)),
+            earlier_dead_by_seconds=draw(st.none() | st.floats(0.01, 1e3)),
         ),
         "policy": Policy(
-            safety=draw(st.floats(0.05, 1.0)), max_pool_recycle=draw(st.floats(1.0, 1e5)), ping_overhead=0.1
+            safety=draw(st.floats(0.05, 1.0)),
+            max_pool_recycle=draw(st.floats(1.0, 1e5)),
+            min_pool_recycle=draw(st.floats(1.0, 1e3)),
+            ping_overhead=0.1,
         ),
         "shortest_rest": draw(st.floats(0.01, 60.0)),
         "declared": draw(st.none() | st.builds(Declared, idle_session_timeout=st.none() | st.floats(0, 1e5))),
@@ -118,8 +128,11 @@ def worlds(draw: st.DrawFn) -> dict[str, object]:
 
 
 @given(worlds())
-def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> None:
-    """However soon connections die: advised is a share of what lived, and never 0, which would mean no limit."""
+def test_the_advice_exceeds_what_is_proven_only_up_to_the_least_and_while_nothing_shorter_is_known(
+    world: dict[str, object],
+) -> None:
+    """However soon connections die: advised is a share of what lived, and never 0, which would mean no limit. The least
+    of the policy, which may be more, holds only while no death, no limit and no declaration calls for less."""
     advice = advise(target="default", **world)  # type: ignore[arg-type]
     idle, policy, kept = world["idle"], world["policy"], world["keepalive_survival_seconds"]
     assert isinstance(idle, IdleStatus)
@@ -128,9 +141,19 @@ def test_the_advice_never_exceeds_what_is_proven(world: dict[str, object]) -> No
     recycle = advice.settings.pool_recycle
     assert 0 < recycle <= policy.max_pool_recycle
     assert isinstance(recycle, int) == (recycle >= 1)
-    assert proven is None or recycle < proven or recycle == proven * policy.safety
     basis = proven if proven is not None else min(world["shortest_rest"], idle.dead_by_seconds or inf)
-    assert recycle <= max(LEAST_AGE_SECONDS, policy.safety * basis)
+    if recycle > max(LEAST_AGE_SECONDS, policy.safety * basis):
+        assert recycle <= policy.min_pool_recycle
+        assert idle.dead_by_seconds is None or idle.status is Status.MEASURING
+        declared = world["declared"]
+        timeout = None if declared is None else declared.idle_session_timeout
+        bounds = [idle.dead_by_seconds, idle.stray_seconds, idle.earlier_dead_by_seconds]
+        bounds.append(timeout if timeout and timeout > (proven or 0.0) else None)
+        assert recycle <= policy.safety * min(bound for bound in (*bounds, inf) if bound is not None)
+    elif idle.dead_by_seconds is None and not any(
+        (idle.stray_seconds, idle.earlier_dead_by_seconds, world["declared"])
+    ):
+        assert recycle >= int(min(policy.min_pool_recycle, policy.max_pool_recycle))
     warned = "too_short_to_pool" in {warning.code for warning in advice.warnings}
     assert warned == (
         recycle < 1 and idle.dead_by_seconds is not None and not advice.settings.pool_recycle_with_keepalive
@@ -206,6 +229,17 @@ def test_there_are_words_for_whatever_is_found(world: dict[str, object], data: s
             connections=st.sampled_from([{}, {"idle": 1}, {"idle_in_transaction": 2}]),
             longest_idle_seconds=st.none() | seconds,
             longest_idle_in_transaction_seconds=st.none() | seconds,
+        )
+    )
+    world["budget"] = draw(
+        st.builds(
+            BudgetStatus,
+            usable=st.none() | st.just(97),
+            used=st.none() | st.just(84),
+            ceiling=st.none() | st.sampled_from(CeilingKind),
+            granted=st.sampled_from([FULL, Grant(), Grant(heartbeat=True, probes=2)]),
+            wished=st.just(FULL),
+            hindrance=st.none() | st.sampled_from(Hindrance),
         )
     )
     advice = advise(target="default", **world)  # type: ignore[arg-type]
@@ -288,8 +322,93 @@ def test_bounds_as_people_read_them(seconds: float, least: str, most: str) -> No
     assert (at_least(seconds), at_most(seconds)) == (least, most)
 
 
+CLIMBING = {"status": Status.MEASURING}
+
+
+@pytest.mark.parametrize(
+    ("idle", "recycle", "why"),
+    [
+        (
+            status(None, None),
+            30,
+            found(Code.NOTHING_PROVEN, safety=0.5, shortest_rest_seconds=5.0, raised_to_seconds=30),
+        ),
+        (status(5.0, None), 30, found(Code.RAISED_BY_POLICY, proven_seconds=5.0, pool_recycle=30)),
+        (status(61.0, None), 30, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=61.0)),
+        (status(80.0, None), 40, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=80.0)),
+        # A death far beyond says nothing of half a minute; one whose share is less does.
+        (
+            status(5.0, 350.0, **CLIMBING),
+            30,
+            found(Code.RAISED_BY_POLICY, proven_seconds=5.0, pool_recycle=30),
+        ),
+        (status(5.0, 59.0, **CLIMBING), 2, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=5.0)),
+        # What is found is found, though others would call the age of half a minute safe.
+        (status(58.0, 62.0), 29, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=58.0)),
+        # A death that is contradicted is not explained by that.
+        (status(9.0, None, stray_seconds=10.0), 4, found(Code.SHARE_OF_PROVEN, safety=0.5, proven_seconds=9.0)),
+        # What was measured before all began anew is not forgotten.
+        (
+            status(5.0, None, earlier_dead_by_seconds=20.0),
+            10,
+            found(Code.RAISED_BY_POLICY, proven_seconds=5.0, pool_recycle=10),
+        ),
+        (
+            status(5.0, None, suspected_age_seconds=40.0),
+            20,
+            found(Code.LIFETIME_SUSPECTED, safety=0.5, age_seconds=40.0),
+        ),
+    ],
+)
+def test_who_reads_it_at_his_start_is_not_made_to_reconnect_for_life(
+    idle: IdleStatus, recycle: float, why: Finding
+) -> None:
+    advice = advised(idle)
+    assert advice.settings.pool_recycle == recycle
+    assert said(why.code, **why.values) in advice.reasons
+    assert advice.settings.pool_pre_ping, "which protects meanwhile"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "proven", "recycle", "code"),
+    [
+        (3.0, None, 1, Code.DECLARED_LIMIT),
+        (40.0, None, 20, Code.DECLARED_LIMIT),
+        (40.0, 5.0, 20, Code.DECLARED_LIMIT),
+        (40.0, 50.0, 30, Code.RAISED_BY_POLICY),  # outlived: a pooler is between
+        (3600.0, None, 30, Code.NOTHING_PROVEN),
+        (0.0, None, 30, Code.NOTHING_PROVEN),
+    ],
+)
+def test_a_shorter_limit_that_the_server_declares_lowers_it(
+    timeout: float, proven: float | None, recycle: float, code: Code
+) -> None:
+    advice = advised(status(proven, None), declared=Declared(idle_session_timeout=timeout))
+    assert advice.settings.pool_recycle == recycle
+    assert code in codes(advice)
+
+
+def test_what_was_measured_holds_while_all_is_measured_anew() -> None:
+    """A limit that falls, and one that is measured afresh: neither raises the advice to the least of the policy."""
+    run = World(limit=lambda draw, now: 20.0 if now < 400.0 else 12.0).run(lambda s: s.now >= 300.0, give_up=300.0)
+    assert advised(run.machine.status(run.now)).settings.pool_recycle == 9
+    highest = 0.0
+    for at in range(301, 1200):
+        run.drive(lambda s, at=at: s.now >= at, give_up=at)
+        highest = max(highest, advised(run.machine.status(run.now)).settings.pool_recycle)
+    assert highest <= 10
+    assert advised(run.machine.status(run.now)).settings.pool_recycle == 5
+    run.machine.measure_afresh(run.now)
+    assert run.machine.status(run.now).proven_seconds is None
+    assert advised(run.machine.status(run.now)).settings.pool_recycle == 6, "half of what was the shortest fatal rest"
+
+
+def test_the_least_is_never_above_the_most() -> None:
+    brief = replace(POLICY, max_pool_recycle=10.0)
+    assert advise(target="default", policy=brief, shortest_rest=5.0, idle=status(5.0, None)).settings.pool_recycle == 10
+
+
 def test_a_first_death_lowers_what_nothing_is_proven_for() -> None:
-    assert advised(status(None, None)).settings.pool_recycle == 2
     assert advised(status(None, 3.0)).settings.pool_recycle == 1
     assert advised(status(None, 0.7)).settings.pool_recycle == 0.35
     cautious = replace(POLICY, safety=0.05)
@@ -387,14 +506,125 @@ def test_a_failed_trial_withdraws_the_advice_until_one_succeeds() -> None:
     assert withdrawn.verification.outcome == "failed"
     restored = after(tried(setup, "error", 2.0), tried(setup, "ok", 3.0))
     assert (restored.status, restored.settings) == (advice.status, advice.settings)
+    unlimited = advised(status(5000.0, None))
+    failed = tried(recommended(unlimited), "error", 2.0)
+    withdrawn = after_trials(unlimited, [failed], policy=POLICY, shortest_rest=5.0)
+    assert withdrawn.settings.pool_recycle == 30, "nothing has been seen to die"
     others = after(tried(replace(setup, name="defaults", pool_recycle=-1), "error", 4.0))
     assert (others.status, others.verification) == (advice.status, None)
 
 
+# --- what may be held -------------------------------------------------------------------------------------------------
+
+FULL = Grant(heartbeat=True, probes=8, pool=2, trials=1)
+
+
+def budget(hindrance: Hindrance | None, granted: Grant) -> BudgetStatus:
+    return BudgetStatus(
+        usable=97,
+        used=84,
+        others=80,
+        ceiling=CeilingKind.SERVER,
+        granted=granted,
+        wished=FULL,
+        hindrance=hindrance,
+        since_at=0.0,
+    )
+
+
+def warned_of_measuring(held: BudgetStatus | None) -> list[str]:
+    return [each.code for each in advised(budget=held).warnings if each.code.startswith("measuring_")]
+
+
+def test_why_less_is_measured_is_told_with_numbers() -> None:
+    two = Grant(heartbeat=True, probes=2)
+    assert warned_of_measuring(budget(Hindrance.CROWDED, two)) == ["measuring_is_small"]
+    assert warned_of_measuring(budget(Hindrance.CROWDED, Grant(heartbeat=True))) == ["measuring_is_paused"]
+    assert warned_of_measuring(budget(Hindrance.FEW_SLOTS, Grant(heartbeat=True, pool=1))) == ["measuring_is_paused"]
+    assert warned_of_measuring(budget(Hindrance.NO_SEAT, replace(FULL, heartbeat=False))) == ["measuring_is_small"]
+    (told,) = [each for each in advised(budget=budget(Hindrance.CROWDED, two)).warnings if "measuring" in each.code]
+    assert told == said(
+        Code.MEASURING_IS_SMALL,
+        hindrance=Hindrance.CROWDED,
+        ceiling=CeilingKind.SERVER,
+        used=84,
+        usable=97,
+        granted=2,
+        wished=11,
+        beats=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        None,
+        budget(None, FULL),
+        budget(None, replace(FULL, probes=4)),  # all that there is for one: nothing is in the way
+        budget(Hindrance.CROWDED, FULL),
+        budget(Hindrance.NOT_LOOKED_YET, Grant()),
+    ],
+)
+def test_who_holds_what_there_is_says_nothing_of_it(held: BudgetStatus | None) -> None:
+    assert warned_of_measuring(held) == []
+
+
+RESTING = ProbeView(connection=1, arm=Arm.SEARCH, state=ProbeState.RESTING, idle_seconds=1.0, until_seconds=5.0)
+
+
+@pytest.mark.parametrize(
+    ("known", "waiting"),
+    [
+        ({"idle": status(None, None, probes=(RESTING,))}, None),
+        ({"idle": status(None, None, probes=(replace(RESTING, state=ProbeState.OPENING),))}, WhyWaiting.NOT_OPEN),
+        ({}, WhyWaiting.NOT_OPEN),
+        ({"measures_idle": False}, WhyWaiting.OFF),
+        ({"budget": budget(Hindrance.NOT_LOOKED_YET, Grant())}, WhyWaiting.NOT_OPEN),
+        ({"budget": budget(Hindrance.CROWDED, Grant(probes=2))}, WhyWaiting.NOT_OPEN),
+        ({"budget": budget(Hindrance.CROWDED, Grant(heartbeat=True))}, WhyWaiting.NO_ROOM),
+        ({"budget": budget(Hindrance.PAUSED, Grant())}, WhyWaiting.PAUSED),
+    ],
+)
+def test_nothing_is_said_to_rest_where_nothing_rests(known: dict[str, Any], waiting: WhyWaiting | None) -> None:
+    advice = advised(**{"idle": status(None, None), **known})
+    assert said(Code.MEASURING, proven_seconds=None, waiting=waiting) in advice.reasons
+
+
+@pytest.mark.parametrize(
+    ("rested", "limit", "pooled", "left"),
+    [
+        (22.0, LIMIT, False, True),
+        (21.0, LIMIT, False, False),  # in time: the next use finds it
+        (None, LIMIT, False, False),  # the role may not see it
+        (22.0, replace(LIMIT, death=Death.SILENT, keepalive_helps=False), False, True),
+        (22.0, replace(LIMIT, death=Death.SILENT, keepalive_helps=True), False, False),  # one may have held it
+        (22.0, replace(LIMIT, death=Death.FATAL), False, False),  # the server would have ended it
+        (22.0, replace(LIMIT, dead_by_seconds=None, death=None), False, False),
+        (22.0, LIMIT, True, False),
+    ],
+)
+def test_sessions_that_outlast_the_path_have_lost_their_clients(
+    rested: float | None, limit: IdleLimit, pooled: bool, left: bool
+) -> None:
+    activity = Activity(role_sessions=23, role_resting=17, role_longest_rest_seconds=rested)
+    told = list(about_activity(activity, limit, pooled=pooled))
+    expected = found(
+        Code.APPLICATION_LEAVES_SESSIONS, rested_seconds=rested, dead_by_seconds=20.1, sessions=23, resting=17
+    )
+    assert told == ([expected] if left else [])
+
+
+def test_a_refusal_beside_a_session_that_works_is_no_outage_of_the_database() -> None:
+    lasted = Downtime(began=Interval(after=0.0, until=0.0), ended=Interval(after=60.0, until=60.0))
+    refused = Outage(id="1", target="default", kind=OutageKind.REFUSAL, connect=lasted)
+    assert advised(outages=(refused,)).failover is None
+    lost = replace(refused, id="2", read=lasted)
+    figures = advised(outages=(refused, lost)).failover
+    assert figures is not None
+    assert figures.outages == 1
+
+
 # --- the verdict ------------------------------------------------------------------------------------------------------
-
-LIMIT = IdleLimit(proven_seconds=19.5, dead_by_seconds=20.1, estimate_seconds=19.8, death=Death.CLOSED)
-
 
 BEYOND = {"beyond_seconds": 19.5, "of_age": False}
 
@@ -485,7 +715,8 @@ async def test_the_sessions_a_real_server_shows_convict_and_point_to_leaks(
         silent = judge_application(None, replace(short, death=Death.SILENT), resting)
         assert (silent.ground, silent.values["death"]) == (Ground.SESSION_DEAD, Death.SILENT)
         assert judge_application(None, LIMIT, resting).verdict == UNKNOWN
-        assert [remark.code for remark in about_activity(resting, short)] == ["application_rests_too_long"]
+        told = [remark.code for remark in about_activity(resting, short)]
+        assert told == ["application_rests_too_long", "application_leaves_sessions"]
 
         for connection in (first, second):
             await connection.execute("BEGIN; SELECT 1")

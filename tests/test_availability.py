@@ -90,7 +90,7 @@ IDLE_SESSION = fatal("57P05", "… idle-session")
 def advised(outages: Sequence[Outage]) -> Recommendation:
     """The advice where nothing but these is known."""
     machine = IdleMachine(target="db", run="run", epoch=EPOCH, connections=8, floor=5.0, cap=3600.0)
-    policy = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
+    policy = Policy(safety=0.5, max_pool_recycle=1800.0, min_pool_recycle=30.0, ping_overhead=0.1)
     return advise(target="db", policy=policy, shortest_rest=5.0, idle=machine.status(0.0), outages=outages)
 
 

@@ -350,6 +350,40 @@ class TestWait:
         assert (waiting.returncode, output, complaint) == (130, "", "")
 
 
+class TestPause:
+    async def test_for_a_while_and_until_it_is_ended(self, picture: Picture, here: dict[str, str]) -> None:
+        assert await beside("pause", **here) == (0, "paused until 2026-11-24T12:10:00Z: no connection is held\n", "")
+        done = await beside("pause", "--for", "1.5h", **here)
+        assert done == (0, "paused until 2026-11-24T13:30:00Z: no connection is held\n", "")
+        assert picture.paused is not None
+        assert await beside("resume", **here) == (0, "", "")
+        assert picture.paused is None
+        assert await beside("resume", **here) == (0, "", ""), "where there is no pause it is ended"
+
+    @pytest.mark.parametrize(
+        ("wish", "complaint"),
+        [("soon", "not a duration: takes 1s to 24h"), ("25h", "out of range: takes 1s to 24h")],
+    )
+    def test_bounds(self, wish: str, complaint: str) -> None:
+        done = command("pause", "--for", wish)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert f"argument --for: {complaint}" in done.stderr
+
+    def test_where_nobody_answers(self, nobody: int) -> None:
+        for name in ("pause", "resume"):
+            done = command(name, SIDECAR_HTTP__ADMIN_PORT=str(nobody))
+            assert (done.returncode, done.stderr) == (
+                1,
+                f"no sidecar answers at http://127.0.0.1:{nobody}: Connection refused\n",
+            )
+
+    async def test_something_else_on_the_port_is_told_apart(self, server: HttpServer) -> None:
+        for name in ("pause", "resume"):
+            status, _, complaint = await beside(name, "--from", f"http://127.0.0.1:{server.port}")
+            assert (status, complaint.count("\n")) == (1, 1)
+
+
 class TestShutdown:
     async def test_waits_until_the_sidecar_has_gone(
         self, picture: Picture, server: HttpServer, here: dict[str, str]

@@ -18,7 +18,7 @@ from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
 from testing.simulation import World
 
-POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
+POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, min_pool_recycle=30.0, ping_overhead=0.1)
 LIMIT = 350.0
 
 

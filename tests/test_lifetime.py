@@ -345,7 +345,7 @@ def test_a_session_that_dies_of_age_casts_no_doubt_on_others() -> None:
 
 # -- the advice -------------------------------------------------------------------------------------------------------
 
-POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, ping_overhead=0.1)
+POLICY = Policy(safety=0.5, max_pool_recycle=1800.0, min_pool_recycle=30.0, ping_overhead=0.1)
 
 
 def advice_in(path: World, seconds: float, **how: Any) -> Recommendation:

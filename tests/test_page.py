@@ -40,7 +40,7 @@ from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
 from sidecar.demo.service import Service, run_service
 from sidecar.web.server import HttpServer
-from testing.pictures import Picture, measuring, observation, outage, target, verified
+from testing.pictures import NOON, Picture, measuring, observation, outage, target, verified
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = Path(__file__).parent.parent / "build" / "page"
@@ -356,6 +356,23 @@ async def test_nothing_breaks_it_and_nothing_is_taken_for_html(open_page: Open) 
         assert await page.evaluate("document.documentElement.scrollWidth") == 360, "scrolls sideways"
         assert await shown.get_by_role("link", name="outages").get_attribute("href") == "outages?target=html"
         assert not watched.complaints
+
+
+async def test_a_pause_and_a_small_measurement_are_told_in_the_state(open_page: Open) -> None:
+    picture = Picture()
+    until = Readiness(ready=True, reason="paused until 2026-11-24T12:10:00Z: no connection is held", since=NOON)
+    why = Remark(code="measuring_is_paused", text="Measuring is paused: an operator asked for it.")
+    waiting = Remark(code="measuring", text="Measuring is paused: no connection rests, and nothing is known yet.")
+    advice = replace(measuring(), warnings=(why,), reasons=(waiting,))
+    picture.views["default"] = replace(target(advice=advice), readiness=until, stage="paused", probes=())
+    async with served(picture) as server:
+        page = (await open_page(f"http://127.0.0.1:{server.port}")).page
+        await expect(page.locator("header .readiness")).to_have_text(f"Ready: {until.reason}")
+        await expect(page.locator("header .measuring")).to_have_text(why.text)
+        await expect(page.locator(".warning")).to_have_count(0)
+        await expect(page.locator(".headline")).to_have_text(waiting.text)
+        picture.views["default"] = target()
+        await expect(page.locator("header .measuring")).to_be_hidden()
 
 
 async def test_after_a_restart_it_shows_what_is_measured_now(open_page: Open) -> None:

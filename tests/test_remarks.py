@@ -16,10 +16,11 @@ from textwrap import indent
 import pytest
 
 from sidecar.core.advice.deaths_told import DEATHS_TOLD
-from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, found, judged
+from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, WhyWaiting, found, judged
 from sidecar.core.advice.ping_cost import PingCost
 from sidecar.core.advice.recommendation import TrialOutcome, VerdictKind
 from sidecar.core.advice.remarks import EVIDENCE, GROUNDS, REMARKS, remark, verdict
+from sidecar.core.budget import CeilingKind, Hindrance
 from sidecar.core.evidence import Death, Status
 from sidecar.web import page
 
@@ -35,9 +36,12 @@ FEW = PingCost(
 BRACKET = {"proven_seconds": 343.27, "dead_by_seconds": 350.12}
 TRIPS = {"round_trips": 3, "round_trips_autocommit": 1}
 
+IN_USE = {"used": 84, "usable": 97}
+LITTLE, NOTHING = {"granted": 2, "wished": 11, "beats": True}, {"granted": 0, "wished": 11, "beats": False}
+
 FINDINGS: tuple[Finding, ...] = (
-    found(Code.MEASURING, proven_seconds=None),
-    found(Code.MEASURING, proven_seconds=343.27),
+    *(found(Code.MEASURING, proven_seconds=None, waiting=waiting) for waiting in (None, *WhyWaiting)),
+    found(Code.MEASURING, proven_seconds=343.27, waiting=None),
     found(Code.LIMIT_BRACKETED, **BRACKET),
     *(
         found(
@@ -71,8 +75,11 @@ FINDINGS: tuple[Finding, ...] = (
     found(Code.SHARE_OF_LIFETIME, safety=0.5, age_seconds=3528.0),
     found(Code.LIFETIME_SUSPECTED, safety=0.5, age_seconds=99.0),
     found(Code.CAPPED_BY_POLICY, proven_seconds=86400.0, pool_recycle=1800),
-    found(Code.NOTHING_PROVEN, safety=0.5, shortest_rest_seconds=5.0),
-    found(Code.DECLARED_LIMIT, safety=0.5, declared_seconds=3.0),
+    found(Code.RAISED_BY_POLICY, proven_seconds=7.31, pool_recycle=30),
+    found(Code.NOTHING_PROVEN, safety=0.5, shortest_rest_seconds=5.0, raised_to_seconds=30),
+    found(Code.NOTHING_PROVEN, safety=0.5, shortest_rest_seconds=120.0, raised_to_seconds=None),
+    found(Code.DECLARED_LIMIT, safety=0.5, declared_seconds=3.0, proven_seconds=None),
+    found(Code.DECLARED_LIMIT, safety=0.5, declared_seconds=40.0, proven_seconds=7.31),
     found(Code.KEPT_BY_KEEPALIVE, keepalive_survival_seconds=1800.25, dead_by_seconds=350.12, pool_recycle=1800),
     found(Code.PRE_PING_COST, cost=PRICE, **TRIPS, parsed_anew=False),
     found(Code.PRE_PING_COST, cost=FEW, round_trips=4, round_trips_autocommit=2, parsed_anew=True),
@@ -96,6 +103,27 @@ FINDINGS: tuple[Finding, ...] = (
     found(Code.POOL_EXHAUSTED, sessions=5, in_transaction_seconds=61.2),
     found(Code.IDLE_IN_TRANSACTION, in_transaction_seconds=61.2),
     found(Code.APPLICATION_RESTS_TOO_LONG, rested_seconds=412.7, dead_by_seconds=350.12),
+    found(Code.APPLICATION_LEAVES_SESSIONS, rested_seconds=2412.7, dead_by_seconds=350.12, sessions=23, resting=17),
+    found(Code.APPLICATION_LEAVES_SESSIONS, rested_seconds=2412.7, dead_by_seconds=350.12, sessions=None, resting=None),
+    *(
+        found(Code.MEASURING_IS_PAUSED, hindrance=hindrance, ceiling=CeilingKind.SERVER, **IN_USE, **NOTHING)
+        for hindrance in Hindrance
+    ),
+    *(
+        found(Code.MEASURING_IS_SMALL, hindrance=Hindrance.CROWDED, ceiling=ceiling, **IN_USE, **LITTLE)
+        for ceiling in CeilingKind
+    ),
+    found(Code.MEASURING_IS_SMALL, hindrance=Hindrance.REFUSED, ceiling=None, used=None, usable=None, **LITTLE),
+    found(
+        Code.MEASURING_IS_SMALL,
+        hindrance=Hindrance.NO_SEAT,
+        ceiling=None,
+        used=None,
+        usable=None,
+        granted=0,
+        wished=0,
+        beats=False,
+    ),
 )
 
 HANDED_OUT = {"pool_recycle": 1800.0, "beyond_seconds": 343.27, "of_age": False}

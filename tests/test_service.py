@@ -520,6 +520,78 @@ async def test_a_store_that_takes_no_writes_is_told_and_nothing_stops(
         assert seen <= {record for (record,) in kept.execute(f"SELECT id FROM {observations.name}")}
 
 
+# A pause
+
+
+async def told(sidecar: Sidecar, route: str) -> Any:
+    reply = await sidecar.ask(route, method="POST", base=await sidecar.admin())
+    assert reply.ok, reply.text
+    return json.loads(reply.text)
+
+
+async def sessions(server: PostgresServer) -> list[str]:
+    """What sidecars hold on the server, as it shows it to somebody else."""
+    connection = await asyncpg.connect(server.url())
+    try:
+        held = await connection.fetch(
+            "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'connhealth/%'"
+        )
+    finally:
+        await connection.close()
+    return [name for (name,) in held]
+
+
+def reason(health: Any) -> str:
+    return str(health["targets"]["default"]["reason"])
+
+
+async def test_a_pause_is_told_holds_over_a_restart_and_can_be_ended(postgres: PostgresServer, start: Start) -> None:
+    first = await start(postgres.url())
+    await first.until_ready()
+    paused = await told(first, "/pause?for=1h")
+    began = time.monotonic()
+    while await sessions(postgres):
+        assert time.monotonic() - began < 1.0
+        await asyncio.sleep(0.02)
+    health = await first.until("/health", lambda health: "paused until" in reason(health))
+    assert health["ready"] is True
+    await first.until("/targets", lambda targets: targets["store"]["pending_writes"] == 0)
+    first.process.kill()  # so that it says nothing more
+    await first.left()
+
+    second = await start(postgres.url())
+    await second.until("/startupz", lambda startup: startup.get("started"))
+    assert (await second.json("/targets"))["paused"]["until"][:19] == paused["until"][:19]
+    health = await second.json("/health")
+    assert (health["ready"], reason(health)[:12]) == (True, "paused until")
+    for _ in range(30):
+        assert await sessions(postgres) == [], "nothing is opened by who begins in a pause"
+        await asyncio.sleep(0.05)
+    assert 'connection_health_paused{reason="paused",target="default"} 1.0' in (await second.ask("/metrics")).text
+    warnings = (await second.json("/recommendation"))["warnings"]
+    assert "measuring_is_paused" in [warning["code"] for warning in warnings]
+    assert await told(second, "/resume") == {"paused": False}
+    await second.until("/health", lambda health: reason(health) == "the database is reachable")
+    assert await second.leave() == 0
+
+    third = await start(postgres.url())
+    await third.until_ready()
+    assert (await third.json("/targets"))["paused"] is None
+
+
+async def test_a_pause_ends_by_itself_and_needs_no_store(
+    postgres: PostgresServer, start: Start, tmp_path: Path
+) -> None:
+    sidecar = await start(postgres.url(), STORE__URL=f"sqlite+aiosqlite:///{tmp_path / 'missing' / 'evidence.db'}")
+    await sidecar.until_ready()
+    await told(sidecar, "/pause?for=1s")
+    assert "paused until" in reason(await sidecar.json("/health"))
+    await sidecar.until("/targets", lambda targets: targets["paused"] is None, seconds=20)
+    await sidecar.until("/health", lambda health: reason(health) == "the database is reachable")
+    messages = [record["message"] for record in sidecar.records]
+    assert (messages.count("paused"), messages.count("resumed")) == (1, 1)
+
+
 # Secrets
 
 

@@ -30,6 +30,7 @@ from sqlalchemy import Connection, MetaData, Table, insert, inspect, make_url, t
 
 from sidecar.core.evidence import Cause, Death, Downtime, Interval, Observation, Outage
 from sidecar.core.identity import Identity
+from sidecar.core.pause import Pause
 from sidecar.demo.server import PostgresServer
 from sidecar.store import EvidenceStore, History, queries, schema, tables
 from sidecar.store.engine import create_engine
@@ -186,6 +187,63 @@ def _log_everything(caplog: pytest.LogCaptureFixture) -> None:
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.name == "sidecar.store"]
+
+
+# -- a pause ---------------------------------------------------------------------------------------------------------
+
+PAUSE = Pause(since=1_795_521_600.25, until=1_795_522_200.25)
+
+
+async def paused(url: str, **options: Any) -> Pause | None:
+    """The pause that the next life finds."""
+    store = store_at(url, **options)
+    await store.load()
+    await store.close(5)
+    return store.pause
+
+
+async def test_a_pause_outlives_the_process_and_is_that_of_one_alone(url: str) -> None:
+    store = store_at(url, process="pod-1:9091")
+    await store.load()
+    assert store.pause is None
+    async with running(store):
+        store.keep_pause(PAUSE)
+    assert await paused(url, process="pod-1:9091") == PAUSE
+    assert await paused(url, process="pod-2:9091") is None
+    store = store_at(url, process="pod-1:9091")
+    await store.load()
+    longer = dataclasses.replace(PAUSE, until=PAUSE.until + 60.0)
+    store.keep_pause(longer)
+    store.add(survival(1))
+    await store.close(5)
+    assert await paused(url, process="pod-1:9091") == longer
+    assert ids(await recall(url)) == numbered([1])
+    async with running(store_at(url, process="pod-1:9091")) as store:
+        await store.load()
+        store.keep_pause(None)
+    assert await paused(url, process="pod-1:9091") is None
+
+
+async def test_a_pause_that_cannot_be_written_is_written_when_the_store_is_back(tmp_path: Path) -> None:
+    folder = tmp_path / "later"
+    store = store_at(sqlite_url(folder / "evidence.db"), retry_seconds=(0.05, 0.1))
+    await store.load()
+    async with running(store):
+        store.keep_pause(PAUSE)
+        await asyncio.sleep(0.2)
+        assert store.warning is not None
+        assert store.pause == PAUSE, "which holds all the same"
+        folder.mkdir()
+        await until(lambda: store.warning is None)
+    assert await paused(sqlite_url(folder / "evidence.db")) == PAUSE
+
+
+def test_a_clock_set_back_makes_no_pause_longer_than_a_day() -> None:
+    assert PAUSE.taken_up(PAUSE.since) == PAUSE
+    assert PAUSE.taken_up(PAUSE.until) is None
+    taken_up = PAUSE.taken_up(0.0)
+    assert taken_up is not None
+    assert (taken_up.since, taken_up.until) == (0.0, 86400.0)
 
 
 # -- what goes in comes out -------------------------------------------------------------------------------------------
@@ -406,7 +464,7 @@ async def test_declarations_and_migrations_agree(url: str) -> None:
 async def test_a_schema_change_happens_as_a_whole_or_not_at_all(url: str, make: Callable[[Connection], None]) -> None:
     async with connection_to(url) as connection:
         await connection.run_sync(make)
-        assert len(await connection.run_sync(reflected)) == 3
+        assert len(await connection.run_sync(reflected)) == 4
         await connection.rollback()
     async with connection_to(url) as connection:
         assert await connection.run_sync(reflected) == {}

@@ -526,6 +526,37 @@ async def test_measure(admin: aiohttp.ClientSession, picture: Picture) -> None:
     assert picture.measured_afresh == ["orders", "default"]
 
 
+async def test_pause_and_resume(admin: aiohttp.ClientSession, client: aiohttp.ClientSession, picture: Picture) -> None:
+    assert (await fetch(client, "/targets"))["paused"] is None
+    async with admin.post("/pause?for=90s") as response:
+        assert response.status == 202
+        told = await response.json()
+    assert told == {"since": "2026-11-24T12:00:00Z", "until": "2026-11-24T12:01:30Z", "reason": "by_hand"}
+    assert (await fetch(client, "/targets"))["paused"] == told
+    async with admin.post("/pause") as response:
+        assert (await response.json())["until"] == "2026-11-24T12:10:00Z"
+    async with admin.post("/resume") as response:
+        assert response.status == 202
+        assert await response.json() == {"paused": False}
+    assert picture.paused is None
+
+
+@pytest.mark.parametrize(
+    ("wish", "detail"),
+    [
+        ("soon", "for: not a duration: takes 1s to 24h"),
+        ("0", "for: out of range: takes 1s to 24h"),
+        ("25h", "for: out of range: takes 1s to 24h"),
+    ],
+)
+async def test_a_pause_has_bounds(admin: aiohttp.ClientSession, picture: Picture, wish: str, detail: str) -> None:
+    async with admin.post("/pause", params={"for": wish}) as response:
+        assert response.status == 400
+        problem = await response.json(content_type=PROBLEM_JSON)
+    assert (problem["detail"], problem["parameter"]) == (detail, "for")
+    assert picture.paused is None
+
+
 async def test_web_pages_may_not_use_the_admin_port(admin: aiohttp.ClientSession, picture: Picture) -> None:
     for route in ADMIN:
         async with admin.post(route.path, headers={"Origin": "https://elsewhere.example"}) as response:
@@ -533,6 +564,7 @@ async def test_web_pages_may_not_use_the_admin_port(admin: aiohttp.ClientSession
             assert response.content_type == PROBLEM_JSON
     assert not picture.left
     assert not picture.measured_afresh
+    assert picture.paused is None
 
 
 async def test_the_two_ports_do_not_share_routes(client: aiohttp.ClientSession, admin: aiohttp.ClientSession) -> None:

@@ -16,6 +16,7 @@ from sidecar.core.evidence import Observation, Outage
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeView
 from sidecar.core.journal import Journal
+from sidecar.core.pause import Pause
 
 
 class ConnectionState(StrEnum):
@@ -89,6 +90,19 @@ class Source(Protocol):
 
     def try_again(self, target: str) -> None:
         """Put the advice to the test now, and beside it what others would set."""
+        ...
+
+    @property
+    def paused(self) -> Pause | None:
+        """The pause that holds at the moment: nothing is held on any server."""
+        ...
+
+    def pause(self, seconds: float) -> Pause:
+        """Give every connection back, and open none for so long."""
+        ...
+
+    def resume(self) -> None:
+        """End the pause, if there is one."""
         ...
 
     def quit(self) -> None:

@@ -265,8 +265,21 @@ class PolicySettings(Section):
     """The recommended `pool_recycle` never exceeds this many seconds, whatever was proven. Half an hour also spreads
     connections over new replicas and takes up new credentials in reasonable time."""
 
+    min_pool_recycle: Annotated[float, Duration("1s", "30d")] = 30.0
+    """The recommended `pool_recycle` does not fall below this many seconds until something shorter is measured or
+    declared. Who reads the advice once, at its start, lives with it: at two seconds it would reconnect every two for
+    life. Half a minute is half of the shortest layer-4 default known. Not above `policy.max_pool_recycle`; where that
+    is lower and this is not set, that holds."""
+
     ping_overhead: Annotated[float, Share()] = 0.10
     """Share of a checkout's time above which pinging at every checkout is advised against."""
+
+    @field_validator("min_pool_recycle")
+    @classmethod
+    def _least_below_most(cls, value: float, info: ValidationInfo) -> float:
+        if value > info.data.get("max_pool_recycle", value):
+            raise ValueError("above max_pool_recycle: takes a shorter one, or a longer max_pool_recycle")
+        return value
 
 
 class FleetSettings(Section):

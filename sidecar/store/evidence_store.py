@@ -13,6 +13,9 @@ the writer tries again with growing pauses until it is back. Meanwhile the queue
 oldest records are given up and counted. The one exception is a record whose content the database refuses: it would be
 refused for ever and hold up the rest, so it is isolated by halving the batch, logged and left out.
 
+A pause is kept beside the evidence, and by the same writer: the latest wish is written with the next batch, or alone,
+and is read back with the history, before anything is opened.
+
 Between batches no connection is held. The store's path may have an idle limit too, a file may be replaced or its
 volume remounted, and at rest nothing costs memory or time. (So SQLite's write-ahead log would gain nothing: the last
 connection to close checkpoints it and removes it. The rollback journal, unlike it, works on network volumes and lets a
@@ -30,17 +33,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from sqlalchemy import Row, make_url, select
+from sqlalchemy import Row, insert, make_url, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sidecar.core.evidence import Observation, Outage
+from sidecar.core.pause import Pause
 from sidecar.store import queries, schema, tables
 from sidecar.store.engine import complaint, create_engine, place, refuses_content
 
 log = logging.getLogger("sidecar.store")
 
 Record = Observation | Outage
-_R = TypeVar("_R", Observation, Outage)
+_R = TypeVar("_R", Observation, Outage, Pause)
 
 LARGEST_BATCH = 500  # records in one transaction
 PRUNED_EVERY = 10_000  # records written; and with the first batch
@@ -63,6 +67,7 @@ class EvidenceStore:
 
     `databases` tells for each target which database it means, as `host:port/dbname`: evidence counts only for the same
     target and the same database, so a target pointed elsewhere starts afresh, and applications can share a store.
+    `process` tells whose pause is kept: the same after a restart, and another for every sidecar that shares the store.
 
     `max_pending` bounds the records kept in memory while the store is unavailable. An operation is given up after
     `deadline_seconds`, and letting go of its connection takes at most two more (asyncpg says good-bye for that long;
@@ -77,6 +82,7 @@ class EvidenceStore:
         url: str,
         *,
         databases: Mapping[str, str],
+        process: str = "",
         max_pending: int = 50_000,
         deadline_seconds: float = 10.0,
         retry_seconds: tuple[float, float] = (1.0, 30.0),
@@ -85,6 +91,7 @@ class EvidenceStore:
         self._place = place(parsed)
         self._engine = create_engine(parsed)
         self._databases = databases
+        self._process = process
         self._max_pending = max_pending
         self._deadline_seconds = deadline_seconds
         self._retry_seconds = retry_seconds
@@ -98,12 +105,19 @@ class EvidenceStore:
         self._unavailable_because: str | None = None
         self._schema_checked = False
         self._until_pruning = 0
+        self._pause_kept: Pause | None = None
+        self._pause_unwritten = False
         self._regimes_before: Mapping[str, int] | None = None  # per target, added to what is stored; None = not known
 
     @property
     def pending_writes(self) -> int:
-        """Records that are in memory only, as yet."""
-        return len(self._pending)
+        """Records that are in memory only, as yet; the wish to pause is one."""
+        return len(self._pending) + self._pause_unwritten
+
+    @property
+    def pause(self) -> Pause | None:
+        """The pause that an earlier life was told to make, once `load` has read it; or what was kept since."""
+        return self._pause_kept
 
     @property
     def dropped_writes(self) -> int:
@@ -130,6 +144,11 @@ class EvidenceStore:
                 self._overflowing = True
                 log.error("store backlog full, giving up the oldest records", extra={"kept": self._max_pending})
 
+    def keep_pause(self, pause: Pause | None) -> None:
+        """Have the pause outlive the process, None: have none. Returns at once and never raises."""
+        self._pause_kept, self._pause_unwritten = pause, True
+        self._wake.set()
+
     async def load(self) -> dict[str, History]:
         """What earlier lives left behind, for every target. To be called once, before `run`.
 
@@ -141,6 +160,8 @@ class EvidenceStore:
                 await self._check_schema()
                 async with self._engine.connect() as connection:
                     histories = {key[0]: await self._history(connection, *key) for key in self._databases.items()}
+                    if not self._pause_unwritten:  # else it is newer
+                        self._pause_kept = await self._stored_pause(connection)
         except Exception as error:  # noqa: BLE001 - whatever it is, the service must start
             self._unavailable(error)
             return {target: History() for target in self._databases}
@@ -152,7 +173,7 @@ class EvidenceStore:
         while True:
             await self._wake.wait()
             failures = 0
-            while self._pending or self._unavailable_because:
+            while self._pending or self._pause_unwritten or self._unavailable_because:
                 if await self._write():
                     failures = 0
                 else:
@@ -164,7 +185,7 @@ class EvidenceStore:
         """Write what is pending and let go of the store. What is still pending after `deadline_seconds` is lost."""
         try:
             async with asyncio.timeout(deadline_seconds):
-                while self._pending:
+                while self._pending or self._pause_unwritten:
                     if not await self._write():
                         await asyncio.sleep(0.1)
                 await self._engine.dispose()
@@ -181,9 +202,13 @@ class EvidenceStore:
         """Write the next batch, if there is one. False when the store is unavailable; then nothing has changed."""
         async with self._lock:
             batch = list(islice(self._pending, self._batch_size))
+            pause, pause_unwritten = self._pause_kept, self._pause_unwritten
             try:
                 async with asyncio.timeout(self._deadline_seconds):
                     await self._check_schema()
+                    if pause_unwritten:  # first: a process that is told to pause may be ended soon
+                        await self._write_pause(pause)
+                        self._pause_unwritten = self._pause_kept is not pause
                     if batch:  # not so while waiting for a store that could not be loaded from
                         await self._insert(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, the records stay and the writer lives
@@ -232,6 +257,17 @@ class EvidenceStore:
             if prune := self._until_pruning <= 0:
                 await self._prune(connection)
         self._until_pruning = (PRUNED_EVERY if prune else self._until_pruning) - len(batch)
+
+    async def _write_pause(self, pause: Pause | None) -> None:
+        async with self._engine.begin() as connection:
+            await connection.execute(queries.no_pause(self._process))
+            if pause is not None:
+                await connection.execute(insert(tables.pauses), tables.pause_row(pause, process=self._process))
+
+    async def _stored_pause(self, connection: AsyncConnection) -> Pause | None:
+        row = (await connection.execute(queries.pause_of(self._process))).first()
+        pauses = [] if row is None else _parsed((row,), tables.pause_of)
+        return pauses[0] if pauses else None
 
     async def _stored_regimes(self, connection: AsyncConnection) -> Mapping[str, int]:
         """The last regime of each target that has been stored.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Delete, Insert, ScalarSelect, Select, Table, delete, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from sidecar.store.tables import observations, outages
+from sidecar.store.tables import observations, outages, pauses
 
 LOADED_NEWEST = 1_000  # records of a kind, of any regime
 LOADED_OF_REGIME = 1_000  # observations of each arm and outcome, of the current regime
@@ -20,6 +20,16 @@ def upsert(table: Table, dialect: str) -> Insert:
     insert = postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
     replaced = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in (*_KEY, "seq")}
     return insert.on_conflict_do_update(index_elements=_KEY, set_=replaced)
+
+
+def pause_of(process: str) -> Select[tuple[object, ...]]:
+    """The pause that this process was told to make; no row where it was not."""
+    return select(pauses).where(pauses.c.process == process)
+
+
+def no_pause(process: str) -> Delete:
+    """Forget the pause of this process."""
+    return delete(pauses).where(pauses.c.process == process)
 
 
 def last_regime(target: str, database: str) -> ScalarSelect[int | None]:

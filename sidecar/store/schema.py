@@ -16,7 +16,7 @@ from sidecar.store import tables
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"  # the newest revision under migrations/versions
+HEAD = "0003"  # the newest revision under migrations/versions
 
 # Taken in PostgreSQL while the schema changes, so that sidecars that start together do it once. Any number nobody else
 # uses; this one spells "conhlth".

@@ -27,8 +27,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from sidecar.core.budget import PauseReason
 from sidecar.core.evidence import Arm, Cause, Death, Downtime, Interval, Observation, Outage, Outcome
 from sidecar.core.identity import Identity
+from sidecar.core.pause import Pause
 
 metadata = MetaData(
     naming_convention={
@@ -92,6 +94,16 @@ outages = _evidence(
     Column("dns_changed", _json),
 )
 
+# The pause of a process, so that it outlives it. `process` tells those that share a store apart.
+pauses = Table(
+    "connection_health_pauses",
+    metadata,
+    Column("process", Text, primary_key=True),
+    Column("since", Double, nullable=False),
+    Column("until", Double, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
 # Alembic's own table, declared as Alembic would create it. In a `MetaData` of its own: migrations do not manage it.
 version = Table(
     "connection_health_alembic_version",
@@ -145,6 +157,15 @@ def outage_of(row: Mapping[str, Any]) -> Outage:
             **{name: tuple(row[name]) for name in ("addresses_before", "addresses_after")},
         }
     )
+
+
+def pause_row(pause: Pause, *, process: str) -> dict[str, Any]:
+    return {"process": process, "since": pause.since, "until": pause.until, "reason": pause.reason}
+
+
+def pause_of(row: Mapping[str, Any]) -> Pause:
+    """Raises ValueError for a reason this version does not know."""
+    return Pause(since=row["since"], until=row["until"], reason=PauseReason(row["reason"]))
 
 
 def _fields(record: Observation | Outage) -> dict[str, Any]:

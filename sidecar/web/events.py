@@ -217,6 +217,7 @@ def _standing(view: TargetView) -> object:
         *(advice.status, advice.settings, advice.idle_limit),
         *(view.readiness, view.reachable, view.stage, view.suspect, view.regime, probes),
         *(view.checkout, view.checkout_with_ping),
+        *(view.paused, None if view.budget is None else (view.budget.granted, view.budget.hindrance)),
     )
 
 

@@ -18,8 +18,10 @@ from sidecar.catalogue import known_limits
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render import FORMATS, FormatName
 from sidecar.core.evidence import Observation, Outcome
+from sidecar.core.pause import LONGEST, SHORTEST, UNLESS_TOLD
 from sidecar.core.views import Source, TargetView
 from sidecar.documents import dumps
+from sidecar.settings.values import Duration
 from sidecar.web import page
 from sidecar.web.answers import EVENT_STREAM, Answer, Problem, Stream
 from sidecar.web.events import Feed
@@ -172,6 +174,22 @@ class Handlers:
         _refuse_browsers(ask)
         self._source.quit()
         return Answer(body=dumps(documents.Leaving(leaving=True)), status=HTTPStatus.ACCEPTED)
+
+    def pause(self, ask: Ask) -> Answer:
+        _refuse_browsers(ask)
+        try:
+            seconds = Duration(SHORTEST, LONGEST).read(ask.query.get("for", UNLESS_TOLD))
+        except ValueError as error:
+            raise Problem(
+                HTTPStatus.BAD_REQUEST, f"for: {error}", kind="bad-parameter", title="Bad parameter", parameter="for"
+            ) from None
+        pause = self._source.pause(float(str(seconds)))
+        return Answer(body=dumps(pause), status=HTTPStatus.ACCEPTED)
+
+    def resume(self, ask: Ask) -> Answer:
+        _refuse_browsers(ask)
+        self._source.resume()
+        return Answer(body=dumps(documents.Resumed(paused=False)), status=HTTPStatus.ACCEPTED)
 
     def measure(self, ask: Ask) -> Answer:
         _refuse_browsers(ask)

@@ -16,6 +16,7 @@ from sidecar import documents
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.render import FormatName
 from sidecar.core.evidence import Arm, Observation, Outage, Outcome
+from sidecar.core.pause import LONGEST, SHORTEST, UNLESS_TOLD, Pause
 from sidecar.web import page
 from sidecar.web.answers import EVENT_STREAM, JSON, Answer, Stream
 from sidecar.web.examples import RECOMMENDATION
@@ -89,6 +90,10 @@ _BEFORE = Parameter(
     description="Show what is older than the one with this id; `next` in a page is the address to go on with."
 )
 _TARGET_OF_STREAM = Parameter(description="Only what concerns this target; without it, all of them.", example="default")
+_PAUSED_FOR = Parameter(
+    description=f"For how long, {SHORTEST} to {LONGEST}, as in `30s`, `10m`, `1h` or a number of seconds.",
+    schema={"type": "string", "default": UNLESS_TOLD},
+)
 _LAST_EVENT_ID = Parameter(description="The id of the last event received: what came after it is told first.")
 
 _Events = Annotated[
@@ -214,6 +219,21 @@ ADMIN: tuple[Route, ...] = (
         Handlers.try_again,
         answers={JSON: documents.Trying},
         query={"target": _TARGET},
+        method="POST",
+    ),
+    Route(
+        "/pause",
+        "give back every connection of all targets for a while, and tell until when",
+        Handlers.pause,
+        answers={JSON: Pause},
+        query={"for": _PAUSED_FOR},
+        method="POST",
+    ),
+    Route(
+        "/resume",
+        "end the pause",
+        Handlers.resume,
+        answers={JSON: documents.Resumed},
         method="POST",
     ),
 )

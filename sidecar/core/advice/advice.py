@@ -8,10 +8,13 @@ than it, and one that is younger than the idle limit cannot have died of idlenes
 by itself. The advice is a share (`policy.safety`) of the *proven* rest, never of the estimate, and of the proven age
 where one is found at which busy connections die, whichever is shorter. One death at an age is enough to lower it.
 
-Before anything is proven, the answer is the same share of the shortest rest under test, less where the server declares
-a shorter limit. It costs reconnects and protects: that is what cautious means here. From the first survival on the
-advice grows with the proof. It is never rounded up: below one second it is a fraction of one, and a warning says that
-such a path is hardly one to pool on.
+Many read the advice once, at their start, and live with it. So while nothing shows that connections do not live so
+long, it is not less than `policy.min_pool_recycle`, however little is proven: a share of the first rests would have its
+reader reconnect every few seconds for life. What dies sooner all the same is met by pre-ping and by the socket options
+meanwhile, and the reasons say so. Three things lower it at once: a death, by rest or by age, whose share is less; a
+limit that is found, whatever its share; and a shorter limit that the server declares. Beyond that least the advice
+grows with the proof. It is never rounded up: below one second it is a fraction of one, and a warning says that such a
+path is hardly one to pool on.
 
 Pre-ping finds every death that shows itself when asked. A silent one does not: the ping hangs until the kernel gives
 up, a quarter of an hour by default. There the socket options are the cure: TCP keepalive below the limit keeps a
@@ -34,7 +37,7 @@ from math import inf
 
 from sidecar.core.advice.attribution import KnownLimit, likely_culprits
 from sidecar.core.advice.bounds import above, below
-from sidecar.core.advice.findings import Code, Finding, WhyPing, found
+from sidecar.core.advice.findings import Code, Finding, WhyPing, WhyWaiting, found
 from sidecar.core.advice.ping_cost import PingCost, milliseconds, round_trips
 from sidecar.core.advice.recommendation import (
     FailoverFigures,
@@ -60,9 +63,11 @@ from sidecar.core.advice.trials import (
     verification,
 )
 from sidecar.core.advice.verdict import Activity, ApplicationSettings, about_activity, judge_application
-from sidecar.core.budget import Declared
+from sidecar.core.availability.outages import took_the_database_away
+from sidecar.core.budget import BudgetStatus, Declared, Hindrance
 from sidecar.core.evidence import STALE_WRITER, Death, Downtime, Keepalive, Outage, OutageKind, Status
 from sidecar.core.idle.machine import KEEPALIVE_SHARE, IdleStatus  # what is advised is what was tried
+from sidecar.core.idle.probes import ProbeState
 
 USER_TIMEOUT_MS = 5000
 """TCP_USER_TIMEOUT, in milliseconds: longer than a few retransmissions, shorter than anybody's patience."""
@@ -99,6 +104,7 @@ class Policy:
 
     safety: float  # share of the proven limit
     max_pool_recycle: float  # seconds
+    min_pool_recycle: float  # seconds, until something shorter is measured or declared
     ping_overhead: float  # share of a checkout's time that pre-ping may cost
 
 
@@ -115,11 +121,14 @@ def advise(
     activity: Activity | None = None,
     catalogue: Iterable[KnownLimit] = (),
     keepalive_survival_seconds: float | None = None,
+    budget: BudgetStatus | None = None,
+    measures_idle: bool = True,
 ) -> Recommendation:
     """The advice for one target, before it has been tried (see `after_trials`).
 
     `shortest_rest` is the first rest under test (seconds), for the time before proof; `keepalive_survival_seconds` the
-    longest rest that a connection with TCP keepalive survived.
+    longest rest that a connection with TCP keepalive survived. `budget` is what may be held on the server, and why
+    not more; `measures_idle` whether rests are tested at all.
     """
     # A session that was too old was out alone: the database was there all the time.
     outages = tuple(outage for outage in outages if outage.kind != OutageKind.LIFETIME)
@@ -131,7 +140,7 @@ def advise(
     reasons = (
         why,
         *why_kept,
-        *_about_rest(idle),
+        *_about_rest(idle, _why_waiting(idle, budget, measures_idle=measures_idle)),
         *_about_age(idle, lifetime),
         *_about_ping_cost(ping, forgets_statements),
         why_ping,
@@ -142,7 +151,8 @@ def advise(
         *_about_short_lives(recycle, kept, limit, lifetime),
         *([found(Code.TRANSACTION_POOLER)] if forgets_statements else []),
         *_about_stale_writers(outages),
-        *(() if activity is None else about_activity(activity, limit)),
+        *(() if activity is None else about_activity(activity, limit, pooled=_is_pooled(idle, budget))),
+        *_about_budget(budget),
     )
     return Recommendation(
         target=target,
@@ -183,7 +193,7 @@ def after_trials(
     advice = replace(advice, verification=None if last is None else verification(last), trials=table(trials))
     if last is None or last.outcome == TrialOutcome.OK:
         return advice
-    cautious = _age(min(policy.safety * shortest_rest, advice.settings.pool_recycle))
+    cautious = _age(min(_after_failure(policy, shortest_rest, advice), advice.settings.pool_recycle))
     withdrawn = found(
         Code.TRIAL_FAILED, pool_recycle=setup.pool_recycle, rested_seconds=last.idle_seconds, error=last.error
     )
@@ -291,9 +301,18 @@ def _share_of_age(policy: Policy, idle: IdleStatus) -> tuple[float, Finding] | N
 def _share_of_rest(
     policy: Policy, shortest_rest: float, limit: IdleLimit | None, idle: IdleStatus, declared: Declared | None
 ) -> tuple[float, Finding]:
+    least = _least(policy, idle)
+    # Where longer rests were survived, what is declared is not what the connection to it has (a pooler is between).
+    timeout = declared.idle_session_timeout if declared is not None else None
     if limit is not None and limit.proven_seconds > 0:
         proven = limit.proven_seconds
         recycle = _share(policy, proven)
+        if timeout and proven < timeout and recycle <= (by_declaration := _share(policy, timeout)) < least:
+            return by_declaration, found(
+                Code.DECLARED_LIMIT, safety=policy.safety, declared_seconds=timeout, proven_seconds=proven
+            )
+        if recycle < least:
+            return least, found(Code.RAISED_BY_POLICY, proven_seconds=proven, pool_recycle=least)
         if policy.safety * proven > policy.max_pool_recycle:
             return recycle, found(Code.CAPPED_BY_POLICY, proven_seconds=proven, pool_recycle=recycle)
         return recycle, found(Code.SHARE_OF_PROVEN, safety=policy.safety, proven_seconds=proven)
@@ -301,10 +320,38 @@ def _share_of_rest(
     if idle.dead_by_seconds is not None:
         # By now shorter ones are under test. The bound as it is shown is rounded up, the advice never is.
         shown, exact = min(shown, above(idle.dead_by_seconds)), min(exact, idle.dead_by_seconds)
-    timeout = declared.idle_session_timeout if declared is not None else None
-    if timeout and timeout < exact:
-        return _share(policy, timeout), found(Code.DECLARED_LIMIT, safety=policy.safety, declared_seconds=timeout)
-    return _share(policy, exact), found(Code.NOTHING_PROVEN, safety=policy.safety, shortest_rest_seconds=shown)
+    recycle = _share(policy, exact)
+    if timeout and (by_declaration := _share(policy, timeout)) < max(recycle, least):
+        return by_declaration, found(
+            Code.DECLARED_LIMIT, safety=policy.safety, declared_seconds=timeout, proven_seconds=None
+        )
+    raised = recycle < least
+    return max(recycle, least), found(
+        Code.NOTHING_PROVEN,
+        safety=policy.safety,
+        shortest_rest_seconds=shown,
+        raised_to_seconds=least if raised else None,
+    )
+
+
+def _least(policy: Policy, idle: IdleStatus) -> float:
+    """What is advised at least (seconds); 0 once it is measured that less is called for."""
+    least = min(policy.min_pool_recycle, policy.max_pool_recycle)
+    if idle.dead_by_seconds is not None and idle.status is not Status.MEASURING:
+        return 0.0
+    if any(death is not None and policy.safety * death < least for death in (idle.dead_by_seconds, idle.stray_seconds)):
+        return 0.0
+    earlier = idle.earlier_dead_by_seconds  # all is measured anew, but that was a measurement too
+    return _age(least if earlier is None else min(least, policy.safety * earlier))
+
+
+def _after_failure(policy: Policy, shortest_rest: float, advice: Recommendation) -> float:
+    """The age (seconds) for who must not trust the advice; short only where something has been seen to die."""
+    cautious = policy.safety * shortest_rest
+    limits = (advice.idle_limit, advice.lifetime_limit)
+    if any(limit is not None and limit.dead_by_seconds is not None for limit in limits):
+        return cautious
+    return max(cautious, policy.min_pool_recycle)
 
 
 def _recycle_with_keepalive(
@@ -441,8 +488,10 @@ def _about_ping_cost(ping: PingCost | None, forgets_statements: bool) -> Iterato
 def _failover(outages: Sequence[Outage]) -> FailoverFigures | None:
     """How long outages lasted: the middle of each interval, because that is the least wrong single number.
 
-    All are counted, but those whose end nobody watched have no length to tell.
+    All are counted that took the database away: a refusal beside a session that works, which our own opening may have
+    brought about, is none. Those whose end nobody watched have no length to tell.
     """
+    outages = tuple(filter(took_the_database_away, outages))
     if not outages:
         return None
     return FailoverFigures(
@@ -473,20 +522,58 @@ def _about_stale_writers(outages: Sequence[Outage]) -> Iterator[Finding]:
 # -- what is known of the path ----------------------------------------------------------------------------------------
 
 
-def _about_rest(idle: IdleStatus) -> Iterator[Finding]:
-    yield _about_limit(idle)
+def _about_rest(idle: IdleStatus, waiting: WhyWaiting | None) -> Iterator[Finding]:
+    yield _about_limit(idle, waiting)
     if idle.death is not None:
         yield found(Code.of_death(idle.death), death=idle.death)
 
 
-def _about_limit(idle: IdleStatus) -> Finding:
+def _why_waiting(idle: IdleStatus, budget: BudgetStatus | None, *, measures_idle: bool) -> WhyWaiting | None:
+    """Why no connection rests; None while one does."""
+    if not measures_idle:
+        return WhyWaiting.OFF
+    if any(probe.state is not ProbeState.OPENING for probe in idle.probes):
+        return None
+    hindrance = None if budget is None or budget.granted.probes else budget.hindrance
+    if hindrance is Hindrance.PAUSED:
+        return WhyWaiting.PAUSED
+    return WhyWaiting.NOT_OPEN if hindrance in (None, Hindrance.NOT_LOOKED_YET) else WhyWaiting.NO_ROOM
+
+
+def _is_pooled(idle: IdleStatus, budget: BudgetStatus | None) -> bool:
+    return idle.transaction_pooler or (budget is not None and budget.hindrance is Hindrance.POOLER)
+
+
+def _about_budget(budget: BudgetStatus | None) -> Iterator[Finding]:
+    """Why less is measured than was wished for."""
+    if budget is None or budget.hindrance in (None, Hindrance.NOT_LOOKED_YET):
+        return
+    granted, wished = budget.granted, budget.wished
+    beats = granted.heartbeat or not wished.heartbeat
+    if granted.measuring >= wished.measuring and beats:
+        return
+    rests = granted.probes > 0 or not wished.probes
+    paused = wished.measuring > 0 and not (granted.measuring > 0 and rests)
+    yield found(
+        Code.MEASURING_IS_PAUSED if paused else Code.MEASURING_IS_SMALL,
+        hindrance=budget.hindrance,
+        ceiling=budget.ceiling,
+        used=budget.used,
+        usable=budget.usable,
+        granted=granted.measuring,
+        wished=wished.measuring,
+        beats=beats,
+    )
+
+
+def _about_limit(idle: IdleStatus, waiting: WhyWaiting | None) -> Finding:
     proven, dead_by = idle.proven_seconds, idle.dead_by_seconds
     if idle.exhausted:
         return found(Code.NO_LIMIT_SEEN, proven_seconds=proven or 0.0, age_ends_them=False)
     if dead_by is None and idle.lifetime is not None:
         return found(Code.NO_LIMIT_SEEN, proven_seconds=proven or 0.0, age_ends_them=True)
     if dead_by is None:
-        return found(Code.MEASURING, proven_seconds=proven)
+        return found(Code.MEASURING, proven_seconds=proven, waiting=waiting)
     if idle.status is Status.MEASURING or idle.estimate_seconds is None:
         return found(Code.LIMIT_BRACKETED, proven_seconds=proven or 0.0, dead_by_seconds=dead_by)
     return found(

@@ -34,6 +34,7 @@ class Code(StrEnum):
     SHARE_OF_LIFETIME = "share_of_lifetime"
     LIFETIME_SUSPECTED = "lifetime_suspected"
     CAPPED_BY_POLICY = "capped_by_policy"
+    RAISED_BY_POLICY = "raised_by_policy"
     NOTHING_PROVEN = "nothing_proven"
     DECLARED_LIMIT = "declared_limit"
     KEPT_BY_KEEPALIVE = "kept_by_keepalive"
@@ -54,6 +55,9 @@ class Code(StrEnum):
     POOL_EXHAUSTED = "pool_exhausted"
     IDLE_IN_TRANSACTION = "idle_in_transaction"
     APPLICATION_RESTS_TOO_LONG = "application_rests_too_long"
+    APPLICATION_LEAVES_SESSIONS = "application_leaves_sessions"
+    MEASURING_IS_SMALL = "measuring_is_small"
+    MEASURING_IS_PAUSED = "measuring_is_paused"
 
     @classmethod
     def of_death(cls, death: Death) -> Code:
@@ -82,6 +86,15 @@ class WhyPing(StrEnum):
     SILENT = "silent"  # it turns a hang into a reconnect
     CHEAP = "cheap"
     PRICE_UNKNOWN = "price_unknown"
+
+
+class WhyWaiting(StrEnum):
+    """Why no connection rests."""
+
+    OFF = "off"  # the settings have it so
+    PAUSED = "paused"  # an operator has it so
+    NO_ROOM = "no_room"  # the server can spare none
+    NOT_OPEN = "not_open"  # none is open yet
 
 
 class Ground(StrEnum):

@@ -10,12 +10,14 @@ Bounds are rounded away from the limit between them (`bounds`), everything else 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from sidecar.core.advice.bounds import at_least, at_most
 from sidecar.core.advice.deaths_told import DEATHS_TOLD, HANGS
-from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing
+from sidecar.core.advice.findings import Code, Finding, Ground, Judgement, WhyPing, WhyWaiting
 from sidecar.core.advice.ping_cost import PingCost
 from sidecar.core.advice.recommendation import Remark, TrialOutcome, Verdict
+from sidecar.core.budget import CALM_SECONDS, FULL_BELOW, REDUCED_BELOW, SLOTS_LEFT_FREE, CeilingKind, Hindrance
 from sidecar.core.evidence import Death, Status
 
 
@@ -42,10 +44,19 @@ def _address(evidence: str, target: str) -> str:
 # -- what is known of rests -------------------------------------------------------------------------------------------
 
 
-def _measuring(*, proven_seconds: float | None) -> str:
+def _measuring(*, proven_seconds: float | None, waiting: WhyWaiting | None) -> str:
     if proven_seconds is None:
-        return "The first connections are still resting; nothing is known yet."
+        return _WAITING[waiting]
     return f"Connections survived {at_least(proven_seconds)} s of rest so far; none has died of it."
+
+
+_WAITING: Mapping[WhyWaiting | None, str] = {
+    None: "The first connections are still resting; nothing is known yet.",
+    WhyWaiting.OFF: "Rests are not tested (targets.*.idle.enabled is false), and nothing is known of them.",
+    WhyWaiting.PAUSED: "Measuring is paused: no connection rests, and nothing is known yet.",
+    WhyWaiting.NO_ROOM: "There is no room on the server for a connection at rest, and nothing is known yet.",
+    WhyWaiting.NOT_OPEN: "No connection is open yet that could rest; nothing is known.",
+}
 
 
 def _limit_bracketed(*, proven_seconds: float, dead_by_seconds: float) -> str:
@@ -133,16 +144,35 @@ def _capped_by_policy(*, proven_seconds: float, pool_recycle: float) -> str:
     )
 
 
-def _nothing_proven(*, safety: float, shortest_rest_seconds: float) -> str:
+def _raised_by_policy(*, proven_seconds: float, pool_recycle: float) -> str:
+    return (
+        f"Connections survived {at_least(proven_seconds)} s of rest so far, and nothing shows that they do not live"
+        f" longer: {_least(pool_recycle)}"
+    )
+
+
+def _least(pool_recycle: float) -> str:
+    """What holds while little is proven, why it is not less, and what protects meanwhile."""
+    return (
+        f"pool_recycle is {pool_recycle:g} s (policy.min_pool_recycle) until something shorter is measured. Less would"
+        " have who reads it at his start reconnect that often for life; should connections die sooner, pre-ping and the"
+        " socket options protect meanwhile."
+    )
+
+
+def _nothing_proven(*, safety: float, shortest_rest_seconds: float, raised_to_seconds: float | None) -> str:
+    if raised_to_seconds is not None:
+        return f"Nothing is proven yet: {_least(raised_to_seconds)}"
     return (
         f"Nothing is proven yet: pool_recycle is {safety:g} of the shortest rest under test"
         f" ({shortest_rest_seconds:g} s) and grows with every rest survived."
     )
 
 
-def _declared_limit(*, safety: float, declared_seconds: float) -> str:
+def _declared_limit(*, safety: float, declared_seconds: float, proven_seconds: float | None) -> str:
+    known = "Nothing is" if proven_seconds is None else f"No more than {at_least(proven_seconds)} s of rest are"
     return (
-        f"Nothing is proven yet. The server declares idle_session_timeout = {declared_seconds:g} s; pool_recycle stays"
+        f"{known} proven yet. The server declares idle_session_timeout = {declared_seconds:g} s; pool_recycle stays"
         f" at {safety:g} of it."
     )
 
@@ -313,6 +343,84 @@ def _application_rests_too_long(*, rested_seconds: float, dead_by_seconds: float
     )
 
 
+def _application_leaves_sessions(
+    *, rested_seconds: float, dead_by_seconds: float, sessions: int | None, resting: int | None
+) -> str:
+    of = f" Of the {sessions} sessions of its role in this database {resting} are at rest." if resting else ""
+    return (
+        "The application leaves sessions behind: the server holds one of its role that has rested"
+        f" {rested_seconds:.0f} s, longer than anything lives on this path ({at_most(dead_by_seconds)} s).{of}"
+        " What dies here unseen stays on the server, for 2 h 11 min by default, and counts against its limits. On the"
+        " server, tcp_keepalives_idle = 60 ends it, or ALTER ROLE … SET idle_session_timeout (to longer than the"
+        " application means to rest); on the client, TCP keepalive and TCP_USER_TIMEOUT keep it from coming about."
+    )
+
+
+# -- why less is measured ---------------------------------------------------------------------------------------------
+
+
+def _measuring_is_small(*, granted: int, wished: int, beats: bool, **figures: Any) -> str:
+    held = f"Measuring is small ({granted} of {wished} connections)" if granted < wished else "No heartbeat is held"
+    return f"{held}: {_hindrance(**figures)}{_untimed(beats)}"
+
+
+def _measuring_is_paused(*, granted: int, wished: int, beats: bool, **figures: Any) -> str:
+    held = f" ({granted} of {wished} connections)" if granted else ""
+    return f"Measuring is paused{held}: {_hindrance(**figures)}{_untimed(beats)}"
+
+
+def _untimed(beats: bool) -> str:
+    return "" if beats else " Without a heartbeat failovers are not timed."
+
+
+def _hindrance(*, hindrance: Hindrance, ceiling: CeilingKind | None, used: int | None, usable: int | None) -> str:
+    words = _HINDRANCES[hindrance]
+    if hindrance not in _COUNTED or ceiling is None or used is None or usable is None:
+        return words
+    return f"{used} of {usable} in use; {words} {_CEILINGS[ceiling]}"
+
+
+_COUNTED = (Hindrance.CROWDED, Hindrance.FEW_SLOTS, Hindrance.REFUSED)
+"""Those that are a matter of numbers."""
+
+_HINDRANCES: Mapping[Hindrance, str] = {
+    Hindrance.CROWDED: (
+        f"measures in full below {FULL_BELOW:.0%} and not at all above {REDUCED_BELOW:.0%}, and takes up again after"
+        f" {CALM_SECONDS:.0f} s of less."
+    ).replace("%", " %"),
+    Hindrance.FEW_SLOTS: (
+        f"what sidecars may hold together is taken, and the last {SLOTS_LEFT_FREE} are left to the application."
+    ),
+    Hindrance.REFUSED: (
+        "a login was refused, so all but the heartbeat was given back; it is taken again when logins have succeeded for"
+        " a while."
+    ),
+    Hindrance.POOLER: (
+        "a pooler is between, and what is held through it is taken from its clients. To measure in full, add a target"
+        " whose URL leads past it."
+    ),
+    Hindrance.CAPPED: "fleet.max_connections has it so.",
+    Hindrance.PAUSED: "an operator asked for it. It ends by itself, or at once with `sidecar resume`.",
+    Hindrance.UNSEEN: (
+        "the server does not show this role who holds its sessions. GRANT SELECT ON pg_stat_activity lets it see."
+    ),
+    Hindrance.NO_SEAT: (
+        "no heartbeat stands, so nobody looks often enough to hold more. Other sidecars have the seats there are, or"
+        " targets.*.heartbeat.enabled is false."
+    ),
+    Hindrance.NOT_LOOKED_YET: "it is not known yet who holds the sessions of the server.",
+}
+"""Why less is held than was wished for, and what changes it."""
+
+_CEILINGS: Mapping[CeilingKind, str] = {
+    CeilingKind.SERVER: "The limit is max_connections less what is reserved (ALTER SYSTEM SET max_connections).",
+    CeilingKind.ROLE: "The limit is the role's (ALTER ROLE … CONNECTION LIMIT).",
+    CeilingKind.DATABASE: "The limit is the database's (ALTER DATABASE … CONNECTION LIMIT).",
+    CeilingKind.REFUSAL: "The server declares no such limit: a pooler, a proxy or the provider has it.",
+}
+"""Which limit the numbers are of, and what changes it."""
+
+
 REMARKS: Mapping[Code, Callable[..., str]] = {
     Code.MEASURING: _measuring,
     Code.LIMIT_BRACKETED: _limit_bracketed,
@@ -328,6 +436,7 @@ REMARKS: Mapping[Code, Callable[..., str]] = {
     Code.SHARE_OF_LIFETIME: _share_of_lifetime,
     Code.LIFETIME_SUSPECTED: _lifetime_suspected,
     Code.CAPPED_BY_POLICY: _capped_by_policy,
+    Code.RAISED_BY_POLICY: _raised_by_policy,
     Code.NOTHING_PROVEN: _nothing_proven,
     Code.DECLARED_LIMIT: _declared_limit,
     Code.KEPT_BY_KEEPALIVE: _kept_by_keepalive,
@@ -346,6 +455,9 @@ REMARKS: Mapping[Code, Callable[..., str]] = {
     Code.POOL_EXHAUSTED: _pool_exhausted,
     Code.IDLE_IN_TRANSACTION: _idle_in_transaction,
     Code.APPLICATION_RESTS_TOO_LONG: _application_rests_too_long,
+    Code.APPLICATION_LEAVES_SESSIONS: _application_leaves_sessions,
+    Code.MEASURING_IS_SMALL: _measuring_is_small,
+    Code.MEASURING_IS_PAUSED: _measuring_is_paused,
 }
 """The sentence of each code. Its function's arguments are the finding's values."""
 
@@ -367,6 +479,7 @@ EVIDENCE: Mapping[Code, str] = {
     Code.SHARE_OF_LIFETIME: _AGED,
     Code.LIFETIME_SUSPECTED: _AGED,
     Code.CAPPED_BY_POLICY: _SURVIVED,
+    Code.RAISED_BY_POLICY: _SURVIVED,
     Code.NOTHING_PROVEN: _SURVIVED,
     Code.DECLARED_LIMIT: _EVIDENCE,
     Code.KEPT_BY_KEEPALIVE: _KEEPALIVE,
@@ -385,6 +498,9 @@ EVIDENCE: Mapping[Code, str] = {
     Code.POOL_EXHAUSTED: _METRICS,
     Code.IDLE_IN_TRANSACTION: _METRICS,
     Code.APPLICATION_RESTS_TOO_LONG: _METRICS,
+    Code.APPLICATION_LEAVES_SESSIONS: _METRICS,
+    Code.MEASURING_IS_SMALL: _METRICS,
+    Code.MEASURING_IS_PAUSED: _METRICS,
 }
 """Where to look at what a remark is from. The target is added."""
 

@@ -24,6 +24,10 @@ STUCK_AFTER_SECONDS = 10.0
 """The same, where no connection is left to check out."""
 
 
+LEFT_AFTER_RATIO = 1.05
+"""Times the shortest fatal rest: at rest for longer, a session on the server has no living connection any more."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplicationSettings:
     """What the application's pool runs with; None where it was not told."""
@@ -101,7 +105,7 @@ def _by_activity(activity: Activity | None, limit: IdleLimit) -> Judgement:
     return judged(VerdictKind.UNKNOWN, Ground.SESSIONS_YOUNG)
 
 
-def about_activity(activity: Activity, limit: IdleLimit | None) -> Iterator[Finding]:
+def about_activity(activity: Activity, limit: IdleLimit | None, *, pooled: bool = False) -> Iterator[Finding]:
     """What the server shows of the application's sessions, where it points to trouble no pool setting cures."""
     in_transaction = activity.longest_idle_in_transaction_seconds or 0.0
     held = activity.connections.get("idle_in_transaction", 0)
@@ -112,3 +116,24 @@ def about_activity(activity: Activity, limit: IdleLimit | None) -> Iterator[Find
     rest, dead_by = activity.longest_idle_seconds, None if limit is None else limit.dead_by_seconds
     if rest is not None and dead_by is not None and rest > dead_by:
         yield found(Code.APPLICATION_RESTS_TOO_LONG, rested_seconds=rest, dead_by_seconds=dead_by)
+    if limit is not None and not pooled:
+        yield from _about_left_sessions(activity, limit)
+
+
+def _about_left_sessions(activity: Activity, limit: IdleLimit) -> Iterator[Finding]:
+    """Sessions at rest for longer than anything lives here have lost their clients, and count against every limit.
+
+    Not so where the server itself ends what rests (it would have ended these), where keepalives may hold them, and
+    behind a pooler, whose own connections rest as long as it likes.
+    """
+    rest, dead_by = activity.role_longest_rest_seconds, limit.dead_by_seconds
+    if rest is None or dead_by is None or limit.death is Death.FATAL or limit.keepalive_helps:
+        return
+    if rest > LEFT_AFTER_RATIO * dead_by:
+        yield found(
+            Code.APPLICATION_LEAVES_SESSIONS,
+            rested_seconds=rest,
+            dead_by_seconds=dead_by,
+            sessions=activity.role_sessions,
+            resting=activity.role_resting,
+        )

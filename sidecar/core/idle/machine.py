@@ -110,6 +110,8 @@ class IdleStatus:
     lifetime: AgeLimit | None = None  # the age at which busy connections die, once that has repeated itself
     suspected_age_seconds: float | None = None  # what is proven of ages while it has not
     busy_seconds: float | None = None  # the greatest age at which a busy connection was seen alive
+    stray_seconds: float | None = None  # the shortest fatal rest that others outlived, while that is not explained
+    earlier_dead_by_seconds: float | None = None  # of the regime before, while no longer rest was survived in this one
 
     @property
     def resting_connections(self) -> int:
@@ -154,16 +156,12 @@ class IdleMachine:
         self._monitor_round = MonitorRound()
         self._behind_pooler = self._transaction_pooler = False
         self._regime = max((observation.regime for observation in history), default=1)
-        self._known = self._nothing_known()
-        # A busy connection's record is older than what it says last: what that refutes must be known before.
-        for observation in sorted(
-            history, key=lambda each: each.arm == Arm.LIFETIME and each.outcome == Outcome.SURVIVED
-        ):
-            if observation.regime == self._regime:
-                self._known.learn(observation, observation.at - self._wall_offset_seconds)
+        self._known = self._known_of(self._regime, history)
+        regimes = sorted({observation.regime for observation in history} - {self._regime}, reverse=True)
+        fatal = (_fatal_rest(self._known_of(regime, history)) for regime in regimes)
+        self._earlier_death_seconds = next((seconds for seconds in fatal if seconds is not None), None)
         if self._known.changed:
-            self._regime += 1
-            self._known = self._nothing_known()
+            self._begin_regime(self._known)
         self._stage = stage_of(self._known)
 
     # -- the machine's face ---------------------------------------------------------------------------------------
@@ -220,7 +218,7 @@ class IdleMachine:
 
     def measure_afresh(self, now: float) -> list[Command]:
         """Open a new regime: what was measured becomes history."""
-        return self._new_regime() + self._plan(now)
+        return self._new_regime(self._known) + self._plan(now)
 
     def status(self, now: float) -> IdleStatus:
         """What is known and how far the measurement is; cheap, changes nothing."""
@@ -247,6 +245,8 @@ class IdleMachine:
             lifetime=lifetime,
             suspected_age_seconds=None if lifetime is not None else known.lifetimes.proven,
             busy_seconds=known.busy_seconds or None,
+            stray_seconds=known.strays[0].idle_seconds if known.strays else None,
+            earlier_dead_by_seconds=self._earlier_death(),
             probes=tuple(probe.view(now) for probe in self._probes.values()),
         )
 
@@ -268,15 +268,36 @@ class IdleMachine:
 
     # -- regimes and their evidence -------------------------------------------------------------------------------
 
+    def _known_of(self, regime: int, history: Sequence[Observation]) -> Knowledge:
+        """What these observations come to for the regime."""
+        known = self._nothing_known()
+        seen = [observation for observation in history if observation.regime == regime]
+        # A busy connection's record is older than what it says last: what that refutes must be known before.
+        for observation in sorted(seen, key=lambda each: each.arm == Arm.LIFETIME and each.outcome == Outcome.SURVIVED):
+            known.learn(observation, observation.at - self._wall_offset_seconds)
+        return known
+
     def _nothing_known(self) -> Knowledge:
         return Knowledge(volley=max(SMALLEST_VOLLEY, self._wanted - 1), cap=self._cap)
 
-    def _new_regime(self) -> list[Command]:
+    def _new_regime(self, former: Knowledge) -> list[Command]:
+        """`former` is what its observations come to."""
         commands = self._close_all()
-        self._regime += 1
-        self._known = self._nothing_known()
+        self._begin_regime(former)
         self._recent_learning.forget()
         return commands
+
+    def _earlier_death(self) -> float | None:
+        """Of the regime before, in seconds of rest; None once a rest as long was survived in this one."""
+        earlier = self._earlier_death_seconds
+        return None if earlier is None or self._known.proven >= earlier else earlier
+
+    def _begin_regime(self, former: Knowledge) -> None:
+        fatal = _fatal_rest(former)
+        if fatal is not None:
+            self._earlier_death_seconds = fatal
+        self._regime += 1
+        self._known = self._nothing_known()
 
     def _record(self, observation: Observation, at: float, now: float) -> list[Command]:
         """Learn from an observation made at `at`, monotonic, and keep it."""
@@ -285,8 +306,9 @@ class IdleMachine:
         self._known.learn(observation, at)
         if not self._known.changed:
             return [Record(observation=observation)]
-        commands = self._new_regime()
-        if observation.outcome == Outcome.SURVIVED:
+        lifted = observation.outcome == Outcome.SURVIVED
+        commands = self._new_regime(learned.known_before if lifted else self._known)
+        if lifted:
             # The limit was lifted: this is the first evidence of the new regime.
             observation = replace(observation, regime=self._regime)
             self._known.learn(observation, at)
@@ -669,3 +691,8 @@ class IdleMachine:
             message=message,
             identity=identity,
         )
+
+
+def _fatal_rest(known: Knowledge) -> float | None:
+    """The shortest rest that killed, in seconds; None where none did, or age explains it."""
+    return None if known.witness is None or known.too_old_to_rest else known.witness.idle_seconds

@@ -6,7 +6,7 @@ import { atLeast, atMost, clock, element, limit, milliseconds, seconds, span } f
 import { DEATHS, STATUSES } from "./words.js";
 
 const STATUS_MEANS = {
-  measuring: "No limit found yet. pool_recycle is a share of the longest rest survived so far, so it starts small and grows.",
+  measuring: "No limit found yet. pool_recycle grows with the longest rest survived; pre-ping and the socket options protect meanwhile.",
   provisional: "The limit is bracketed to a few percent, by one chain of observations.",
   confirmed: "A second, independent connection died at the same rest.",
   verified: "A whole volley of fresh connections just below the limit survived.",
@@ -38,7 +38,7 @@ class Section {
       return element("section", { "aria-labelledby": heading.id, ...attributes, class: `card ${attributes.class ?? ""}` }, heading, content);
     };
     this.node = element("article", { id, "aria-labelledby": `${id}-name` },
-      element("header", { class: "target" }, element("h2", { id: `${id}-name` }, name), part("database", "p", { class: "database" }), part("readiness", "p", { class: "readiness" })),
+      element("header", { class: "target" }, element("h2", { id: `${id}-name` }, name), part("database", "p", { class: "database" }), part("readiness", "p", { class: "readiness" }), part("measuring", "p", { class: "measuring" })),
       element("div", { class: "answer" },
         card("What to set", { class: "set" }, part("settings", "dl", { class: "settings" }), part("sockets", "dl", { class: "settings small" }), part("status", "ol", { class: "status", "aria-label": "How far the evidence reaches" }), part("means", "p", { class: "means" })),
         card("What it stands on", { class: "stands" }, part("found", "div"))),
@@ -113,7 +113,9 @@ class Section {
     replace(parts.readiness, [element("strong", {}, summary.readiness.ready ? "Ready" : "Not ready"), `: ${summary.readiness.reason}`]);
     this.tellSettings(advice);
     replace(parts.found, this.found(summary, advice));
-    replace(parts.warnings, advice.warnings.map((warning) => element("p", { class: "warning" }, element("strong", {}, "Warning: "), warning.text)));
+    const hindered = advice.warnings.filter(({ code }) => code.startsWith("measuring_is_")); // a matter of the state, not of the path
+    replace(parts.measuring, hindered.map(({ text }) => text));
+    replace(parts.warnings, advice.warnings.filter((warning) => !hindered.includes(warning)).map((warning) => element("p", { class: "warning" }, element("strong", {}, "Warning: "), warning.text)));
     replace(parts.reasons, advice.reasons.map((reason) => element("li", {}, reason.text)));
     replace(parts.application, this.application(advice));
     this.tellChanges(summary, advice);
@@ -141,7 +143,7 @@ class Section {
     replace(this.parts.means, [STATUS_MEANS[status] ?? ""]);
   }
 
-  found(summary, { idle_limit: found, lifetime_limit: lifetime, verification, status }) {
+  found(summary, { idle_limit: found, lifetime_limit: lifetime, verification, status, reasons }) {
     const rows = [];
     const row = (name, ...value) => rows.push(element("div", {}, element("dt", {}, name), element("dd", {}, ...value)));
     let headline;
@@ -154,7 +156,7 @@ class Section {
     } else if (found) {
       headline = element("p", { class: "headline" }, "Connections survived ", element("strong", {}, limit(atLeast(found.proven_seconds))), " of rest so far; none has died of it.");
     } else {
-      headline = element("p", { class: "headline" }, "The first connections are still resting; nothing is known yet.");
+      headline = element("p", { class: "headline" }, reasons.find(({ code }) => code === "measuring")?.text ?? "Nothing is known yet.");
     }
     if (found) row("proven to live", limit(atLeast(found.proven_seconds)));
     if (found?.dead_by_seconds != null) row("dead by", limit(atMost(found.dead_by_seconds)));
