@@ -590,3 +590,12 @@ class PoolerCounter:
             for at, seen in self.samples
             if at >= since
         ]
+
+    def longest_above(self, count: int, state: str, *, since: float = 0.0) -> float:
+        """For how many seconds at a stretch more clients of sidecars than this were in that state."""
+        longest, began = 0.0, None
+        for at, seen in self.samples:
+            above = at >= since and sum(1 for name, is_in in seen if role_of(name) and is_in == state) > count
+            began = (at if began is None else began) if above else None
+            longest = max(longest, 0.0 if began is None else at - began)
+        return longest
