@@ -157,7 +157,7 @@ async def watching(url: str, state: State = State.HEALTHY, **target: Any) -> Asy
     lag = asyncio.create_task(watched.measure_lag())
     try:
         await watched.until(state)
-        await asyncio.sleep(EVERY)
+        await asyncio.sleep(1.5 * EVERY)  # between two questions
         yield watched
         assert not task.done()
     finally:

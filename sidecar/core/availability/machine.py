@@ -724,7 +724,9 @@ class AvailabilityMachine:
         reachable = self._has_session if self._met_at is not None and not self._suspended else self._found
         self._move(Event.SUSPENDED, now)
         commands: list[Command] = [Drop()]
-        if (outage := self._outage) is not None and any(downtime.watched for downtime in outage.downtimes):
+        if (outage := self._outage) is not None and outage.over:  # but for a last answer, whether writing is possible
+            commands.append(self._close(outage, now))
+        elif outage is not None and any(downtime.watched for downtime in outage.downtimes):
             outage.leave()
             commands.append(Record(outage=outage.record()))
         self._forget_questions()
@@ -750,17 +752,13 @@ class AvailabilityMachine:
         self._latency = now - begun
         commands: list[Command] = []
         if (outage := self._outage) is not None:
-            outage.after = fact.identity
+            self._identity = outage.after = fact.identity
             outage.let_in(begun)
             writable = fact.identity.in_recovery is not True
             for downtime in (outage.connect, outage.read, outage.write if writable else None):
                 if downtime is not None:
                     downtime.good(now)
-            commands.append(Record(outage=outage.record()))
-            if outage.over:
-                outage.addresses_after = self._good_addresses
-                commands[-1:] = [Record(outage=outage.record())]
-                self._past, self._outage = (outage, now), None
+            commands.append(self._close(outage, now) if outage.over else Record(outage=outage.record()))
         return [*commands, AskTable(number=fact.attempt)]
 
     def _look_answered(self, fact: BeatAnswered | TableAnswered) -> list[Command]:
@@ -830,11 +828,13 @@ class AvailabilityMachine:
             return []
         self._outage = self._error = None
         self._pause(now)
-        if outage is None:
-            return []
+        return [] if outage is None else [self._close(outage, now)]
+
+    def _close(self, outage: OngoingOutage, now: float) -> Record:
+        """It is over, and somebody has answered."""
         outage.after, outage.addresses_after = self._identity, self._good_addresses
-        self._past = (outage, now)
-        return [Record(outage=outage.record())]
+        self._past, self._outage = (outage, now), None
+        return Record(outage=outage.record())
 
     # Bookkeeping
 
