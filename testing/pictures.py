@@ -26,6 +26,7 @@ from sidecar.core.advice.recommendation import (
     VerificationOutcome,
 )
 from sidecar.core.availability.readiness import Readiness
+from sidecar.core.budget import BudgetStatus, CeilingKind, Grant
 from sidecar.core.evidence import (
     Arm,
     Death,
@@ -123,6 +124,16 @@ def target(name: str = "default", *, advice: Recommendation | None = None, ready
         elapsed_seconds=12.5,
         probes=(ProbeView(connection=1, arm=Arm.SENTINEL, state="resting", idle_seconds=12.0, until_seconds=None),),
         connections={("pool", "idle"): 2, ("probe", "resting"): 1},
+        budget=BudgetStatus(
+            usable=97,
+            used=31,
+            others=23,
+            ceiling=CeilingKind.SERVER,
+            joint=7,
+            granted=Grant(heartbeat=True, probes=6, pool=1),
+            wished=Grant(heartbeat=True, probes=8, pool=2),
+            since_at=NOON,
+        ),
         checkout=Spread(count=7, p50_seconds=0.00006, p99_seconds=None, max_seconds=0.0002),
         checkout_with_ping=None,
     )

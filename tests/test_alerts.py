@@ -49,6 +49,8 @@ def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_path: 
     [
         ("connection_health_up == 0", "connection_health_up == 1"),
         ("failover|switchover", "restart"),
+        ('connection_health_paused{reason!="not_looked_yet"}', "connection_health_paused"),
+        ('connection_health_reduced{reason=~"crowded|refused|unseen"}', "connection_health_reduced"),
         ("unless min_over_time(connection_health_up[30m]) == 0", ""),
         ("[1h])\n        labels", "[1h]) - 1\n        labels"),
         (" and on (job, instance) max_over_time(connection_health_build_info[1h])", ""),

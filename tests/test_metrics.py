@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 from prometheus_client import Metric
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from sidecar import __version__
 from sidecar.core.advice.recommendation import IdleLimit
 from sidecar.core.advice.verdict import ApplicationSettings, judge_application
+from sidecar.core.budget import Grant, Hindrance
 from sidecar.core.evidence import Cause, Death, Status
 from sidecar.metrics import OUTAGE_KINDS, OUTCOMES, VERDICTS, Metrics
 from testing.pictures import NOON, Picture, observation, outage, target, verified
@@ -44,6 +46,11 @@ PROMISED = {
     "last_outage_timestamp_seconds": {"target"},
     "application_connections": {"target", "state"},
     "application_max_idle_seconds": {"target"},
+    "budget_connections": {"target", "scope"},
+    "paused": {"target", "reason"},
+    "reduced": {"target", "reason"},
+    "sessions_ended_total": {"target"},
+    "logins_refused_total": {"target", "sqlstate"},
     "dead_tasks": {"target"},
     "store_pending_writes": {"target"},
 }
@@ -98,6 +105,8 @@ def full() -> Metrics:
         metrics.connection_died(name, Death.SILENT, Cause.IDLE_LIMIT)
         metrics.experiment_ended(name, "survived")
         metrics.outage_ended(name, "failover", 14.0)
+        metrics.session_ended(name)
+        metrics.login_refused(name, "53300")
         metrics.application_seen(name, {"idle in transaction": 2}, 61.5)
     return metrics
 
@@ -356,3 +365,29 @@ def test_promtool_has_no_complaint() -> None:
     text, _ = full().render("")
     checked = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+def test_what_may_be_held_and_why_it_is_not_more(picture: Picture, metrics: Metrics) -> None:
+    assert value(metrics, "budget_connections", scope="joint") == 7
+    assert value(metrics, "budget_connections", scope="own") == 7
+    assert value(metrics, "reduced", reason="crowded") == 0
+    view = picture.views["default"]
+    assert view.budget is not None
+    crowded = replace(view.budget, joint=2, granted=Grant(heartbeat=True, probes=2), hindrance=Hindrance.CROWDED)
+    picture.views["default"] = replace(view, budget=crowded)
+    assert (value(metrics, "reduced", reason="crowded"), value(metrics, "paused", reason="crowded")) == (1, 0)
+    assert value(metrics, "budget_connections", scope="own") == 2
+    picture.views["default"] = replace(view, budget=replace(crowded, joint=0, granted=Grant(heartbeat=True)))
+    assert (value(metrics, "reduced", reason="crowded"), value(metrics, "paused", reason="crowded")) == (0, 1)
+    # Others have what there is: this target waits, and measuring goes on.
+    waits = replace(crowded, joint=7, granted=Grant(heartbeat=True), hindrance=Hindrance.FEW_SLOTS)
+    picture.views["default"] = replace(view, budget=waits)
+    assert (value(metrics, "reduced", reason="few_slots"), value(metrics, "paused", reason="few_slots")) == (1, 0)
+
+
+def test_a_refused_login_has_one_of_the_known_labels(metrics: Metrics) -> None:
+    metrics.login_refused("default", "28P01")
+    metrics.login_refused("default", "XX000")
+    assert value(metrics, "logins_refused_total", sqlstate="28P01") == 1
+    assert value(metrics, "logins_refused_total", sqlstate="other") == 1
+    assert value(metrics, "logins_refused_total", sqlstate="53300") == 0

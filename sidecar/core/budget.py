@@ -451,8 +451,10 @@ class BudgetStatus:
 
     @property
     def is_pausing(self) -> bool:
-        """Whether nobody can measure here, not this target alone because others have what there is."""
-        return self.hindrance is not None and not self.granted.measuring and not self.joint
+        """Whether nothing is measured, and not only because other targets and sidecars have what there is."""
+        if self.hindrance is None or self.granted.measuring:
+            return False
+        return self.hindrance not in (Hindrance.FEW_SLOTS, Hindrance.NO_SEAT) or not self.joint
 
 
 class Holding(StrEnum):

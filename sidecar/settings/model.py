@@ -287,7 +287,7 @@ class FleetSettings(Section):
 
     max_connections: Annotated[int, Whole(2, 10000)] | None = None
     """The most connections this process may hold, to all targets together, heartbeats included; one of them is a fresh
-    one that it opens now and then. It only ever lowers what the rules allow (see docs/harmless.md), which are strict
+    one that it opens now and then. It only ever lowers what the rules allow (see docs/cost.md), which are strict
     enough by themselves: none unless set."""
 
 
