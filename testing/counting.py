@@ -320,6 +320,7 @@ class Login:
     database: str = ""
     name: str = ""
     sqlstate: str | None = None
+    refused_at: float | None = None
     admitted: bool = False
     ended_at: float | None = None
     ended_by: str | None = None
@@ -387,6 +388,7 @@ def _tell(login: Login, at: float, user: str, database: str, code: str, level: s
         name = re.search(r"application_name=(.*?)(?: SSL enabled.*)?$", text)
         login.name = name[1] if name else ""
     elif level == "FATAL" and code.startswith(_REFUSING):
+        login.refused_at = at
         login.admitted, login.sqlstate = False, code  # which the server may say after it has logged who is authorized
     elif level == "FATAL":
         login.ended_by = code

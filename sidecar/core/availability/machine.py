@@ -107,7 +107,7 @@ from sidecar.core.availability.facts import (
     WriteAnswered,
 )
 from sidecar.core.availability.outages import QUEUE, OngoingOutage, classify, is_ours_to_mend, mark_bad
-from sidecar.core.availability.pacing import PAUSES_SECONDS, Refusals
+from sidecar.core.availability.pacing import Refusals
 from sidecar.core.availability.states import TRANSITIONS, Event, IllegalEvent, State
 from sidecar.core.availability.status import AvailabilityStatus
 from sidecar.core.budget import ConnectionRole
@@ -432,18 +432,13 @@ class AvailabilityMachine:
             outage.attempt_failed(hung.name, None, begun)
             self._attempt_in_vain(outage, begun, now)
         self._forget_questions()
-        if not self._just_refused(now):
-            self._paced = False  # one look at once
-            self._hurry(now)
+        self._paced = False  # one look at once
+        self._hurry(now)
         return [
             Drop(),
             Tell(disturbed=Disturbed(cause=_suspicion(ending), aged=self._aged)),
             Record(outage=outage.record()),
         ]
-
-    def _just_refused(self, now: float) -> bool:
-        """Whether the look that a loss calls for was had a moment ago: others had noticed that something was amiss."""
-        return self._paced and self._refusals.count == 1 and now - self._attempted_at < PAUSES_SECONDS[0]
 
     def _overslept(self, now: float) -> list[Command]:
         """The server did what we had asked it to, because we were not awake to ask for anything else."""
