@@ -544,6 +544,21 @@ async def test_without_a_heartbeat_a_look_tells_how_things_are(make_server: Make
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_poolers_no_is_an_answer(make_server: MakeServer) -> None:
+    server = await asyncio.to_thread(make_server)
+    with pgbouncer(server, "[pgbouncer]\npool_mode = transaction\nmax_client_conn = 2") as url:
+        async with watching(f"{url}postgres") as watched:
+            application = await asyncpg.connect(f"{url}postgres", statement_cache_size=0)
+            await watched.until(State.CONNECT_BLOCKED)
+            await asyncio.sleep(4)
+            assert 2 <= len(watched.refused) <= 4
+            assert set(watched.refused) == {ServerSignal.FULL}
+            await application.close()
+            outage = await watched.recovered("refusal")
+    assert outage.connect is not None
+    assert outage.read is None
+
+
 async def test_a_full_session_pooler_has_one_of_ours_in_its_queue(make_server: MakeServer) -> None:
     server = await asyncio.to_thread(make_server)
     settings = "[pgbouncer]\npool_mode = session\ndefault_pool_size = 3\nquery_wait_timeout = 60"

@@ -37,6 +37,10 @@ POSTMASTER_DIED = "terminating connection due to unexpected postmaster exit"
         # PgBouncer uses one code for everything it has to say.
         ("08P01", "client_idle_timeout", ServerSignal.IDLE_TIMEOUT),
         ("08P01", "query_wait_timeout", ServerSignal.QUEUED),
+        ("08P01", "no more connections allowed (max_client_conn)", ServerSignal.FULL),
+        ("08P01", "no such database: app", ServerSignal.NO_DATABASE),
+        ("08P01", "no such user: app", ServerSignal.LOGIN_REFUSED),
+        ("08P01", "bouncer config error", ServerSignal.UNKNOWN),
         ("08P01", "server conn crashed?", ServerSignal.UNREACHABLE),
         ("08P01", "server_login_retry", ServerSignal.UNREACHABLE),
         ("08006", None, ServerSignal.UNREACHABLE),

@@ -333,10 +333,14 @@ class AvailabilityRunner:
         del self._attempts[number]  # before it can be given up: it has ended
         if isinstance(fact, Connected):
             self._complaint = None
-        elif fact.error != self._complaint:
-            self._complaint = fact.error
-            _log.warning("cannot connect", extra={"target": self._name, "error": fact.error, "sqlstate": fact.sqlstate})
+        else:
+            self._complain(fact.error, fact.sqlstate)
         self._observe(fact)
+
+    def _complain(self, error: str, sqlstate: str | None) -> None:
+        if error != self._complaint:
+            self._complaint = error
+            _log.warning("cannot connect", extra={"target": self._name, "error": error, "sqlstate": sqlstate})
 
     async def _try_to_connect(self, number: int, role: ConnectionRole) -> Connected | NotConnected:
         deadline = self._target.heartbeat.deadline
@@ -452,6 +456,7 @@ class AvailabilityRunner:
 
     def _tell_waiting(self, number: int) -> None:
         if number in self._attempts:
+            self._complain(self._no_answer, None)
             self._observe(Waits(attempt=number, error=self._no_answer))
 
     # What we log in with

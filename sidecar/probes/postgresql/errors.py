@@ -19,6 +19,11 @@ def _refused(error: asyncpg.PostgresError, attempt: Attempt) -> CannotConnect:
     return CannotConnect(reason, name=type(error).__name__, sqlstate=error.sqlstate, said=said)
 
 
+def _about_the_connection(error: asyncpg.PostgresError, attempt: Attempt) -> CannotConnect:
+    """A pooler's word has a severity; without one it is asyncpg's own conclusion, although it looks like a word."""
+    return _refused(error, attempt) if getattr(error, "severity", None) is not None else plainly(error, attempt)
+
+
 def _no_postgresql(error: Exception, attempt: Attempt) -> CannotConnect:
     return CannotConnect(f"{attempt.where} does not answer as PostgreSQL does", name=type(error).__name__)
 
@@ -26,7 +31,7 @@ def _no_postgresql(error: Exception, attempt: Attempt) -> CannotConnect:
 CANNOT_CONNECT: Rows[[Attempt]] = {
     **ANY_DRIVERS,
     asyncpg.PostgresError: _refused,
-    asyncpg.PostgresConnectionError: plainly,  # asyncpg's own conclusion, although it looks like a server's word
+    asyncpg.PostgresConnectionError: _about_the_connection,
     asyncpg.InterfaceError: plainly,
     # The driver trusts whoever answers: what no PostgreSQL would say makes it stumble.
     asyncpg.InternalClientError: _no_postgresql,

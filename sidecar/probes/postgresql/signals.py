@@ -13,6 +13,11 @@ from sidecar.core.signals import ServerSignal
 _MEANINGS = (
     # the code or its class, words of the message, what is meant; the first that fits
     ("08P01", "idle_timeout", ServerSignal.IDLE_TIMEOUT),  # PgBouncer's client_idle_timeout
+    ("08P01", "no more connections allowed", ServerSignal.FULL),  # PgBouncer's max_client_conn, before it had 53300
+    ("08P01", "no such database", ServerSignal.NO_DATABASE),
+    ("08P01", "no such user", ServerSignal.LOGIN_REFUSED),
+    ("08P01", "auth failed", ServerSignal.LOGIN_REFUSED),
+    ("08P01", "bouncer config error", ServerSignal.UNKNOWN),
     ("08P01", "query_wait_timeout", ServerSignal.QUEUED),  # PgBouncer: no server connection became free in time
     ("08", "", ServerSignal.UNREACHABLE),  # connection exception
     ("25006", "", ServerSignal.READ_ONLY),  # read_only_sql_transaction
