@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.dev-installed
 DEMO := $(VENV)/.demo-installed
 
-.PHONY: demo test lint format docs bench bench-advice bench-discovery bench-events bench-failover requirements image help clean
+.PHONY: demo test lint format docs bench bench-advice bench-discovery bench-events bench-failover bench-harmless requirements image help clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench-events: $(DEV)  ## what 200 slow readers of /events cost the service and e
 
 bench-failover: $(DEV)  ## how exactly outages are timed, beside a poll once a second
 	$(BIN)/python -m bench.failover $(ARGS)
+
+bench-harmless: $(DEV)  ## that it harms nobody, counted by a stranger; in part as root
+	$(BIN)/python -m bench.harmless $(ARGS)
 
 requirements: $(DEV)  ## pin anew what the image installs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
