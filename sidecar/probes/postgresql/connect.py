@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sidecar.probes.driver import Failure, PlainConnection
 from sidecar.probes.errors import PASSWORD_FILE, Attempt, CannotConnect, translated
 from sidecar.probes.postgresql import queries
 from sidecar.probes.postgresql.errors import CANNOT_CONNECT, ERRORS, failure_of
-from sidecar.probes.postgresql.sockets import set_socket_options
+from sidecar.probes.postgresql.sockets import set_socket_options, transport_of
 from sidecar.probes.postgresql.wire import PostgresConnection, ask, pid_of, reported, takes_no_writes, timeout_ms
 from sidecar.settings.model import TargetSettings
 
@@ -36,6 +37,20 @@ def forgive_abandoned_connects(loop: asyncio.AbstractEventLoop, context: dict[st
         lost and isinstance(context.get("future"), asyncio.Future) and not isinstance(context["future"], asyncio.Task)
     ):
         loop.default_exception_handler(context)
+
+
+LogIn = Callable[..., Awaitable["asyncpg.Connection[Any]"]]
+"""`asyncpg.connect` with all it needs but `ssl`."""
+
+_DECLINED = "rejected SSL upgrade"
+"""What asyncpg says where a server speaks no TLS; it has no type of error for that."""
+
+
+def _unverified() -> ssl.SSLContext:
+    """TLS with whoever answers: what `prefer` asks for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 class _NamedContext(ssl.SSLContext):
@@ -68,6 +83,9 @@ class PostgresDriver:
         self._settings = settings
         self._context: ssl.SSLContext | None = None
         self._context_changed: list[int] = []
+        # Mode `prefer`: whether the server is taken to offer TLS (None: not known), and whether a login has shown it.
+        self._offers_tls: bool | None = None
+        self._offer_seen = False
 
     async def open(
         self,
@@ -97,16 +115,19 @@ class PostgresDriver:
         target, name = self._settings, role.session_name
         with translated(CANNOT_CONNECT, self._attempt(deadline_seconds)):
             async with asyncio.timeout(deadline_seconds):
-                connection = await asyncpg.connect(
+                log_in = partial(
+                    asyncpg.connect,
                     host=host or target.host,
                     port=target.port,
                     user=target.user,
                     database=target.database,
                     password=self._password(),
-                    ssl=self._tls(),
                     timeout=deadline_seconds,
                     statement_cache_size=STATEMENTS_CACHED if statement_cache else 0,
                     server_settings={"application_name": name},
+                )
+                connection = await (
+                    self._prefer_tls(log_in) if target.tls.mode == "prefer" else log_in(ssl=self._tls())
                 )
         set_socket_options(connection, keepalive=keepalive, user_timeout_ms=user_timeout_ms)
         return connection
@@ -148,12 +169,38 @@ class PostgresDriver:
                 raise CannotConnect(fault, name=PASSWORD_FILE) from None
         return None if self._settings.password is None else self._settings.password.get_secret_value()
 
-    def _tls(self) -> ssl.SSLContext | str | bool:
+    async def _prefer_tls(self, log_in: LogIn) -> asyncpg.Connection[Any]:
+        """Log in with TLS where the server offers it, without where it does not, and once where it refuses.
+
+        asyncpg, like libpq, tries again without TLS whatever was refused: each refusal would be two in the server's
+        log, and two for whatever counts failed logins there. So once it is known that there is TLS it is asked for
+        alone. A first refusal was of both; from then on TLS is taken for granted until the server declines it. After
+        logins with TLS, `pg_hba.conf` may come to ask for none: then both are tried again.
+        """
+        if self._offers_tls:
+            try:
+                return await log_in(ssl=_unverified())
+            except asyncpg.InvalidAuthorizationSpecificationError as refused:
+                if self._offer_seen and not isinstance(refused, asyncpg.InvalidPasswordError):
+                    self._offers_tls, self._offer_seen = None, False
+                raise
+            except ConnectionError as declined:
+                if _DECLINED not in str(declined):
+                    raise
+                self._offers_tls = self._offer_seen = False
+        try:
+            connection = await log_in(ssl="prefer")
+        except asyncpg.PostgresError:
+            if self._offers_tls is None:
+                self._offers_tls = True
+            raise
+        self._offers_tls = self._offer_seen = transport_of(connection).get_extra_info("ssl_object") is not None
+        return connection
+
+    def _tls(self) -> ssl.SSLContext | bool:
         tls = self._settings.tls
         if tls.mode == "disable":
             return False
-        if tls.mode == "prefer":
-            return "prefer"
         # Building a context parses every CA of the system: it is kept until one of its files changes.
         files = [Path(name) for name in (tls.ca_file, tls.cert_file, tls.key_file) if name is not None]
         changed = [file.stat().st_mtime_ns for file in files]
