@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.advice.trials import TrialResult
 from sidecar.core.advice.verdict import Activity
-from sidecar.core.budget import BudgetStatus
+from sidecar.core.budget import BudgetStatus, Hindrance
 from sidecar.core.evidence import Arm, Cause, Observation, Outage, Outcome
 from sidecar.metrics import Counts
 from sidecar.probes.pool import CheckedOut, Closed, PoolFact, PrePinged, TurnFailed
@@ -127,10 +127,12 @@ class Recorder:
         """The server, or a pooler before it, refused a connection by an answer."""
         self._metrics.login_refused(self._target, sqlstate)
 
-    def budget(self, status: BudgetStatus) -> None:
-        """Another number of connections may be held, for another reason."""
+    def budget(self, status: BudgetStatus, before: BudgetStatus | None) -> None:
+        """Another number of connections may be held. Where the target itself wished for another, that is no news."""
         granted = status.granted
-        log.info(
+        hindrances = {status.hindrance, None if before is None else before.hindrance} - {Hindrance.NOT_LOOKED_YET}
+        log.log(
+            logging.INFO if hindrances != {None} else logging.DEBUG,
             "connections granted",
             extra={
                 "target": self._target,

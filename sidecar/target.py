@@ -225,7 +225,7 @@ class Target:
         self._probes.tell(Budget(connections=granted.probes))
         self._pool.resize(granted.pool)
         self._trials.fit()
-        self._recorder.budget(status)
+        self._recorder.budget(status, before)
 
     def _may_look_in(self) -> bool:
         """Whether short connections may be opened where no heartbeat stands."""

@@ -19,8 +19,10 @@ import asyncpg
 import pytest
 from jsonschema import Draft202012Validator
 
+from sidecar.core.budget import BudgetStatus, CeilingKind, Hindrance
 from sidecar.demo.path import FaultyPath
 from sidecar.demo.server import PostgresServer
+from sidecar.measure import _waits
 from sidecar.web.openapi import document
 from sidecar.web.routes import ADMIN, PUBLIC
 
@@ -237,3 +239,12 @@ async def on_a_terminal(
             process.kill()
             await process.wait()
         await shown
+
+
+def test_says_why_it_waits_with_the_numbers() -> None:
+    crowded = BudgetStatus(usable=97, used=84, others=83, ceiling=CeilingKind.SERVER, hindrance=Hindrance.CROWDED)
+    assert _waits(crowded) == "waits: 84 of 97 in use"
+    few = BudgetStatus(usable=4, used=1, others=0, ceiling=CeilingKind.ROLE, hindrance=Hindrance.FEW_SLOTS)
+    assert _waits(few) == "waits: 1 of 4 in use under the limit of the role"
+    assert _waits(None) == "waits for a look at who holds the server's connections"
+    assert _waits(BudgetStatus(hindrance=Hindrance.REFUSED)) == "waits: a connection was refused"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 
+import pytest
+
 from sidecar.core.evidence import Arm, Death, Status
-from sidecar.core.idle.knowledge import BEYOND_RATIO, Knowledge, Trial
+from sidecar.core.idle.knowledge import BEYOND_RATIO, JUST_BEYOND_RATIO, Knowledge, Trial
 from sidecar.core.idle.ladder import Prior
 from sidecar.core.idle.planning import (
     RULER_RATIOS,
@@ -15,6 +17,8 @@ from sidecar.core.idle.planning import (
     Plan,
     Search,
     Stage,
+    longest_rest,
+    monitor_arms,
     monitor_plan,
     search_plan,
     stage_of,
@@ -148,3 +152,37 @@ def test_the_ruler_tells_when_its_round_is_done() -> None:
     assert ruler.busy_next
     assert ruler.ratio == RULER_RATIOS[0]
     assert not ruler.after_busy().busy_next
+
+
+# -- how long a connection opened now may come to rest ----------------------------------------------------------------
+
+
+def longest(known: Knowledge, connections: int, arm: Arm = Arm.SEARCH, *, spared: bool = True) -> float:
+    return longest_rest(stage_of(known), arm, known, search(connections), sentinel_spared=spared, floor_seconds=FLOOR)
+
+
+def test_on_the_ladder_as_many_rungs_as_there_are_connections() -> None:
+    assert longest(knowledge([10.0]), 2) == 40.0
+    assert longest(knowledge([10.0]), 4) == 160.0
+    assert longest(knowledge([10.0]), 8) == 160.0, "the last"
+    assert longest(knowledge([10.0]), 8, spared=False) == 160.0
+
+
+def test_a_bracket_may_be_an_accidents_and_the_ladder_go_on() -> None:
+    assert longest(knowledge([10.0], [19.0]), 4) == 160.0
+    assert longest(knowledge([10.0], [1000.0]), 4) == JUST_BEYOND_RATIO * 1000.0
+
+
+def test_what_is_confirmed_is_not_outlived_by_much() -> None:
+    for known in (knowledge([50.0, 99.0], [101.0, 102.0, 109.0]), verified()):
+        assert longest(known, 8) == JUST_BEYOND_RATIO * 101.0
+        assert known.volley_rest < longest(known, 8)
+    assert longest(verified(), 8, Arm.KEEPALIVE) == pytest.approx(1.3 * 101.0)
+    assert longest(verified(), 8, Arm.LIFETIME) < 0.3 * 101.0
+
+
+def test_behind_a_pooler_no_connection_is_kept_busy() -> None:
+    known = verified()
+    assert Arm.LIFETIME in monitor_arms(known, [], MonitorRound(), 8)
+    for connections in (2, 8):
+        assert Arm.LIFETIME not in monitor_arms(known, [], MonitorRound(busy_next=True), connections, pooled=True)

@@ -224,7 +224,8 @@ async def test_a_cap_by_hand(server: PostgresServer) -> None:
         await asyncio.sleep(3)
         assert counted.most_ours <= 5
         assert process.budget("a").granted == Grant(heartbeat=True, probes=2)
-        assert process.budget("b").hindrance is Hindrance.CAPPED
+        assert process.budget("a").hindrance is Hindrance.CAPPED
+        assert process.budget("b").granted == Grant(heartbeat=True)
 
 
 async def test_a_pause_gives_every_connection_back(server: PostgresServer) -> None:

@@ -87,7 +87,9 @@ class PoolSettings(Section):
     """The pool the sidecar itself holds, to live through what the application lives through."""
 
     size: Annotated[int, Whole(1, 100)] = 2
-    """Connections held. Two: one can be checked out with pre-ping beside one without, at little cost to the server."""
+    """Connections held. Two: one can be checked out with pre-ping beside one without, at little cost to the server. A
+    wish: while the idle limit is searched for, a second one comes after the connections that rest, and none is held
+    where the server has none to spare."""
 
     pre_ping: bool = True
     """Whether checkouts ping. On, as the cautious advice is; the price of a ping is measured either way."""
@@ -111,7 +113,8 @@ class IdleSettings(Section):
 
     connections: Annotated[int, Whole(2, 64)] = 8
     """Connections resting side by side. More find the limit sooner: eight within about 1.5 times the limit, four
-    within 2.4, sixteen within 1.2. Never more than 5 % of what the server has free."""
+    within 2.4, sixteen within 1.2. A wish: what the server has to spare is shared with the pool and the trials, and is
+    seven in all on a server of a hundred."""
 
     floor: Annotated[float, Duration("10ms", "1d")] = 5.0
     """Shortest rest tested, in seconds. No pool lives well with less than five seconds."""

@@ -62,6 +62,7 @@ async def measuring(
         floor=floor,
         cap=cap,
         defaults=defaults(known_limits()),
+        deadline_seconds=deadline,
     )
     survey = Survey(machine)
     surveyor = IdleProbeRunner(machine, PostgresDriver(target), deadline_seconds=deadline, record=survey.record)

@@ -105,11 +105,11 @@ class IdleStatus:
     fresh_deaths: int  # interval is bounded by their number, not by the wish
     keepalive_helps: bool | None  # whether TCP keepalive holds connections open beyond the limit
     transaction_pooler: bool  # several backends answered one connection, or one backend several at a time
-    wished_connections: int  # that it could use now, were they granted
     probes: tuple[ProbeView, ...]
     lifetime: AgeLimit | None = None  # the age at which busy connections die, once that has repeated itself
     suspected_age_seconds: float | None = None  # what is proven of ages while it has not
     busy_seconds: float | None = None  # the greatest age at which a busy connection was seen alive
+    wished_connections: int = 0  # that it could use now, were they granted
     stray_seconds: float | None = None  # the shortest fatal rest that others outlived, while that is not explained
     earlier_dead_by_seconds: float | None = None  # of the regime before, while no longer rest was survived in this one
 
@@ -241,10 +241,10 @@ class IdleMachine:
             fresh_deaths=known.fresh_deaths,
             keepalive_helps=None if witness is None else known.keepalive_helps,
             transaction_pooler=self._transaction_pooler,
-            wished_connections=self._wished,
             lifetime=lifetime,
             suspected_age_seconds=None if lifetime is not None else known.lifetimes.proven,
             busy_seconds=known.busy_seconds or None,
+            wished_connections=self._wished,
             stray_seconds=known.strays[0].idle_seconds if known.strays else None,
             earlier_dead_by_seconds=self._earlier_death(),
             probes=tuple(probe.view(now) for probe in self._probes.values()),
