@@ -56,7 +56,8 @@ PostgreSQL 18, over {minutes:.3g} minutes of each state, on a path without a lim
   server logs nothing.
 - **While its logins are refused** (a password that changed, NOLOGIN, a database that was dropped, no slot left), each
   attempt waits longer than the one before, up to a minute, and after ten minutes up to five.
-- `log_connections` and `log_disconnections` write four lines for each new connection: received, authenticated,
+- Connections are the most at one moment; one of them may be a fresh one that is tried and closed at once.
+- `log_connections` and `log_disconnections` write up to four lines for each new connection: received, authenticated,
   authorized, and its end. `log_statement = all` and pgaudit with `pgaudit.log = all` write one for each query (pgaudit
   was not run: it writes what is executed, and that is every query).
 - On a path with an idle limit, each rest that ends is one more new connection while the limit is searched for; and the
