@@ -241,6 +241,46 @@ def test_a_full_server_is_left_alone_by_all_for_a_minute() -> None:
     assert found["a"].usable == 30 + 9
 
 
+def test_a_role_that_may_not_log_in_is_nobody_elses_affair() -> None:
+    """CONNECTION LIMIT 0 on the role of one target: refused at every attempt, and taken up when that is lifted."""
+    server = Server(others=1)
+    wishes = [wish("a"), wish("b")]
+    server.rounds(10, *wishes)
+    refused = {"a": Circumstances(refused=True)}
+    for target, role, number in list(server.sessions):
+        if target == "a":
+            del server.sessions[target, role, number]
+    server.budget.refused("a", ServerSignal.FULL, server.now)
+    assert server.share(*wishes, **refused)["b"].granted == Grant(heartbeat=True), "it may have been the server"
+    for pause in (2, 4, 8, 16, 32, 60):
+        until = server.now + pause
+        while server.now < until:
+            server.now += LOOK_SECONDS
+            server.look("b")
+            found = server.share(*wishes, **refused)
+        server.budget.refused("a", ServerSignal.FULL, server.now)
+    assert found["b"].granted.measuring > 2
+    assert found["b"].ceiling is CeilingKind.SERVER
+    assert found["a"].granted == Grant(heartbeat=True)
+    server.now += 60
+    server.share(*wishes)  # it has come through
+    server.look("a")
+    assert server.rounds(CALM_SECONDS, *wishes)["a"].granted.measuring >= 1
+    assert {status.ceiling for status in server.share(*wishes).values()} == {CeilingKind.SERVER}
+
+
+def test_a_ceiling_that_shows_explains_a_refusal() -> None:
+    server = Server(others=30)
+    server.rounds(10, wish())
+    server.role_limit = 0
+    server.budget.refused("a", ServerSignal.FULL, server.now)
+    server.rounds(4, wish())
+    server.role_limit = None
+    server.look("a")  # through a connection of a moment, for there was no seat
+    found = server.rounds(2 * CALM_SECONDS, wish())
+    assert (found["a"].ceiling, found["a"].granted.measuring) == (CeilingKind.SERVER, 7)
+
+
 def test_what_is_no_refusal_takes_nothing() -> None:
     server = Server()
     server.rounds(10, wish())

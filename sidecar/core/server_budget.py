@@ -19,7 +19,10 @@ of the targets, and each a little late.
   others follow by what it saw, and at the latest when it has had time to. A limit of a role or a database that was seen
   by one is taken to be above those, too, that have not looked themselves.
 - *An answered refusal* takes all but the heartbeat: of that target while its connect path is answered so, and where the
-  server is full, of all that stand under the same ceilings, for the calm minute that follows any crowd.
+  server is full, of all that stand under the same ceilings, for the calm minute that follows any crowd. Where looks
+  show room under a ceiling and the target is refused all the same, again and again, that ceiling is not the one.
+- *A ceiling that nobody declares* shows when a login is refused for want of a slot, and a session that lived through it
+  sees slots free under every ceiling declared. It is above those that log in as the same role to the same database.
 - *Through a pooler* nothing can be told from a table: its sessions are the pooler's own. A heartbeat and two probes.
 
 Time is an argument, and nothing here opens or closes anything.
@@ -66,12 +69,17 @@ STALE_SECONDS = 10.0
 INTRODUCTION_SECONDS = 5.0
 """For so long one target is waited for before the next of the same address logs in, too."""
 
+SOON_SECONDS = 5.0
+"""A look explains a refusal when it comes so soon after it; looks come every two seconds or so."""
+
 LEAST = Grant(heartbeat=True, probes=PROBES_AT_LEAST, pool=1)
 """What is held at most where the server does not show who holds its sessions."""
 
 NOTHING = Grant()
 
 Key = tuple[CeilingKind, str]
+Login = tuple[str, str]
+"""Role and database."""
 
 
 @dataclass(slots=True)
@@ -83,6 +91,8 @@ class _Outlook:
     above: tuple[Key, ...] = ()
     introduced_at: float | None = None
     refused_until: float = -inf
+    refused_at: float = -inf  # for want of a slot
+    used_when_refused: int | None = None  # sessions then, until the refusal is explained
     was_refused: bool = False  # its connect path, when grants were drawn last
     granted: Grant = NOTHING
     status: BudgetStatus = field(default_factory=BudgetStatus)
@@ -96,6 +106,10 @@ class _Level:
     allowed: Allowance = field(default_factory=lambda: Allowance(heartbeats=0, measuring=0))
     ceiling: Ceiling | None = None  # of our sessions those among it that may be ours
     certain: Ceiling | None = None  # and those that certainly are
+    seen_at: float = -inf
+
+    def had_room_since(self, at: float) -> bool:
+        return self.ceiling is not None and self.seen_at > at and self.ceiling.free > SLOTS_LEFT_FREE
 
     def room(self, *, certain: bool) -> Room:
         ceiling = self.certain if certain else self.ceiling
@@ -120,7 +134,7 @@ class ServerBudget:
     def __init__(self) -> None:
         self._outlooks: dict[str, _Outlook] = {}
         self._levels: dict[Key, _Level] = {}
-        self._refused = RefusedCeiling()
+        self._refused: dict[Login, RefusedCeiling] = {}  # what nobody declares
         self._first_seen: dict[int, float] = {}  # by pid, sessions under a sidecar's name
         self._last_ours: dict[int, float] = {}
 
@@ -132,11 +146,13 @@ class ServerBudget:
             outlook.above = ()
             return
         may_be_ours = self._may_be_ours(table, ours, now)
+        declared = ceilings(table, may_be_ours)
+        self._explain(outlook, table, declared, ours, now)
         outlook.above = tuple(
             self._observe(ceiling, certain, now)
             for ceiling, certain in zip(
-                self._with_refused(ceilings(table, may_be_ours), now),
-                self._with_refused(ceilings(table, ours), now),
+                self._with_refused(table, declared, now),
+                self._with_refused(table, ceilings(table, ours), now),
                 strict=True,
             )
         )
@@ -149,13 +165,15 @@ class ServerBudget:
         outlook.refused_until = now + CALM_SECONDS
         if said is not ServerSignal.FULL:
             return
+        before, outlook.refused_at = outlook.refused_at, now
         above = [self._levels[key] for key in self._above(target)]
         for level in above:
+            if before > -inf and level.had_room_since(before):
+                continue  # it was refused before, and that was not for this one
             level.watch.refused(now)
             level.allowed = replace(level.allowed, measuring=0)
-        known = [level.ceiling for level in above if level.ceiling is not None]
-        if known and all(ceiling.free > SLOTS_LEFT_FREE for ceiling in known):
-            self._refused.shown(max(ceiling.used for ceiling in known), now)
+        known = [level.ceiling.used for level in above if level.ceiling is not None]
+        outlook.used_when_refused = max(known, default=None)
 
     def forget(self, target: str) -> None:
         """The target leads elsewhere."""
@@ -218,20 +236,42 @@ class ServerBudget:
         }
         return unsettled | set(ours)
 
-    def _with_refused(self, found: tuple[Ceiling, ...], now: float) -> tuple[Ceiling, ...]:
+    def _explain(
+        self,
+        outlook: _Outlook,
+        table: SessionTable,
+        declared: Sequence[Ceiling],
+        ours: Collection[int],
+        now: float,
+    ) -> None:
+        """Was the latest refusal for a ceiling that shows? Who logged in afterwards sees what has changed since."""
+        used, outlook.used_when_refused = outlook.used_when_refused, None
+        if used is None or now - outlook.refused_at > SOON_SECONDS:
+            return
+        lived_through = any(
+            session.is_heartbeat and session.pid in ours and self._first_seen[session.pid] < outlook.refused_at
+            for session in table.sidecars
+        )
+        if lived_through and all(ceiling.free > SLOTS_LEFT_FREE for ceiling in declared):
+            login = (table.role, table.database)
+            self._refused.setdefault(login, RefusedCeiling()).shown(max(used, table.used), now)
+
+    def _with_refused(self, table: SessionTable, found: tuple[Ceiling, ...], now: float) -> tuple[Ceiling, ...]:
         server = next(ceiling for ceiling in found if ceiling.kind is CeilingKind.SERVER)
-        shown = self._refused.over(server, now)
-        return found if shown is None else (*found, shown)
+        undeclared = self._refused.get((table.role, table.database))
+        shown = None if undeclared is None else undeclared.over(server, now)
+        return found if shown is None else (*found, replace(shown, name=f"{table.role}@{table.database}"))
 
     def _observe(self, ceiling: Ceiling, certain: Ceiling, now: float) -> Key:
         level = self._levels.setdefault(ceiling.key, _Level())
-        level.ceiling, level.certain = ceiling, certain
+        level.ceiling, level.certain, level.seen_at = ceiling, certain, now
         level.allowed = level.watch.observe(ceiling, now)
         return ceiling.key
 
     def _note_readmission(self, outlook: _Outlook, how: Circumstances) -> None:
         if outlook.was_refused and not how.refused:  # the connect path works again: that is proof enough
-            outlook.refused_until = -inf
+            outlook.refused_until = outlook.refused_at = -inf
+            outlook.used_when_refused = None
         outlook.was_refused = how.refused
 
     # -- who gets what ------------------------------------------------------------------------------------------------
