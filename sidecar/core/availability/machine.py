@@ -137,13 +137,14 @@ _RENEWAL_SHARE = 0.5
 may end theirs sooner."""
 
 TABLE_SECONDS = 2.0
-"""Between two looks at the server's sessions while there is a session to ask. Others grow within seconds."""
+"""Between two looks at the server's sessions at most, while there is a session to ask: for so long, and no longer, an
+application that grows may be refused because of us."""
 
 LOOK_SECONDS = 60.0
 """Between two looks while there is none: each is a login."""
 
 _SPREAD = 0.2
-"""Of both: by so much they come earlier or later."""
+"""Of those: by so much they come earlier or later."""
 
 
 Question = Literal["beat", "table", "write"]
@@ -201,7 +202,7 @@ class AvailabilityMachine:
         self._logged_in: set[int] = set()  # those of them that wait for their first answer
         self._queueing: set[int] = set()  # those of them that have been judged to wait in a queue
         self._attempted = 0
-        self._attempted_at = self._hurried_at = -inf
+        self._attempted_at = self._hurried_at = self._renewal_due = -inf
         self._attempt_after = now
         # Refusals: how many in a row, the latest answer if it was one, and whether that sets the pace.
         self._refusals = Refusals()
@@ -346,7 +347,7 @@ class AvailabilityMachine:
         self._due = (self._due if on_grid else now) + self._deadline
         self._check_wanted = self._check_wanted and question != "write"
         if question == "table":
-            self._table_due = now + self._spread(TABLE_SECONDS)
+            self._table_due = now + TABLE_SECONDS * (1 - _JITTER_SHARE * self._jitter())
         return [_QUESTIONS[question]]
 
     def _answered(self, at: float, now: float) -> None:
@@ -495,11 +496,13 @@ class AvailabilityMachine:
 
     def _renewal_time(self) -> float:
         """When the session is so old that fresh connections, which might replace it, are made sooner."""
-        return max(self._opened[0] + self._renew_after, self._attempted_at + self._every + self._deadline)
+        return max(self._opened[0] + self._renew_after, self._renewal_due)
 
     def _attempt(self, now: float) -> list[Command]:
         self._attempted += 1
         self._attempted_at = self._attempts[self._attempted] = now
+        # In step with the beats, each would find the session being asked, and replace nothing.
+        self._renewal_due = now + (self._every + self._deadline) * (1 - _JITTER_SHARE * self._jitter())
         self._pause(now)
         return [
             Attempt(number=self._attempted, role=ConnectionRole.LOOK if self._suspended else ConnectionRole.HEARTBEAT)
