@@ -347,7 +347,7 @@ class AvailabilityMachine:
         self._due = (self._due if on_grid else now) + self._deadline
         self._check_wanted = self._check_wanted and question != "write"
         if question == "table":
-            self._table_due = now + TABLE_SECONDS * (1 - _JITTER_SHARE * self._jitter())
+            self._table_due = now + TABLE_SECONDS * (1 - _JITTER_SHARE + _JITTER_SHARE * self._jitter())
         return [_QUESTIONS[question]]
 
     def _answered(self, at: float, now: float) -> None:
