@@ -446,7 +446,8 @@ class TestPsycopg:
                 return time.monotonic() - began
 
         assert await asyncio.to_thread(rest) < 1
-        assert path.accepted == 2 * module.pool.min_size
+        # Each replaced once; on a busy machine one may meet the limit of this path while it is still being opened.
+        assert 2 * module.pool.min_size <= path.accepted < 3 * module.pool.min_size
 
     @pytest.mark.parametrize(("ping", "after"), [(True, None), (False, 0.1)])
     def test_what_died_otherwise_is_replaced(
