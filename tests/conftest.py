@@ -66,7 +66,7 @@ def pytest_xdist_auto_num_workers() -> int | None:
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(processors, min(2 * processors, MOST_WAITING))
+    return max(processors, min(3 * processors, MOST_WAITING))
 
 
 REAL_FIXTURES = frozenset({"postgres", "make_server", "make_path"})

@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from sidecar.core.advice.recommendation import SetupName, TrialOutcome
 from sidecar.core.advice.trials import Attempt, Setup, TrialResult
 from sidecar.core.budget import ConnectionRole
+from sidecar.core.idle.machine import REST_SLACK_SECONDS
 from sidecar.probes.driver import Driver, PlainConnection
 from sidecar.probes.errors import CannotConnect
 
@@ -191,9 +192,12 @@ async def try_out(
             statement_cache=setup.statement_caches,
         )
         opened.append(connection)
+        if not rested:  # should it die unseen, its session must not stay on the server
+            most = rest_seconds + patience_seconds + REST_SLACK_SECONDS
+            await driver.limit_rest_of(connection, most, CONNECT_SECONDS)
         return connection
 
-    engine = _engine(driver, setup, connect)
+    engine, rested = _engine(driver, setup, connect), False
     loop = asyncio.get_running_loop()
     try:
         try:
@@ -202,7 +206,7 @@ async def try_out(
             raise TrialVoid(str(failure)) from failure
         before, rested_from = len(opened), loop.time()
         await asyncio.sleep(rest_seconds)
-        asked = loop.time()
+        asked, rested = loop.time(), True
         outcome, error = TrialOutcome.OK, None
         try:
             await _query(engine, patience_seconds)
