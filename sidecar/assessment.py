@@ -17,11 +17,11 @@ from sidecar.core.advice.trials import TrialResult
 from sidecar.core.advice.verdict import Activity, ApplicationSettings
 from sidecar.core.availability.readiness import readiness
 from sidecar.core.availability.status import AvailabilityStatus
-from sidecar.core.budget import BudgetStatus, Declared, PauseReason
+from sidecar.core.budget import BudgetStatus, ConnectionRole, Declared, PauseReason
 from sidecar.core.evidence import Outage
 from sidecar.core.idle.machine import IdleStatus
 from sidecar.core.idle.planning import Stage
-from sidecar.core.views import ConnectionRole, ConnectionState, TargetView
+from sidecar.core.views import ConnectionState, TargetView
 from sidecar.settings.model import Settings
 
 

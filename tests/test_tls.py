@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.core.budget import ConnectionRole
 from sidecar.demo.server import PostgresServer
-from sidecar.probes.driver import ConnectionRole
 from sidecar.probes.errors import CannotConnect
 from sidecar.probes.postgresql.connect import PostgresDriver
 from sidecar.settings.model import TargetSettings

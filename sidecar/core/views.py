@@ -10,8 +10,7 @@ from typing import Protocol
 from sidecar.core.advice.ping_cost import Spread
 from sidecar.core.advice.recommendation import Recommendation
 from sidecar.core.availability.readiness import Readiness
-from sidecar.core.budget import BudgetStatus, PauseReason
-from sidecar.core.budget import ConnectionRole as ConnectionRole
+from sidecar.core.budget import BudgetStatus, ConnectionRole, PauseReason
 from sidecar.core.evidence import Observation, Outage
 from sidecar.core.idle.planning import Stage
 from sidecar.core.idle.probes import ProbeView

@@ -38,7 +38,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from sidecar.core.advice.verdict import Activity
-from sidecar.core.budget import APPLICATION as APPLICATION
 from sidecar.core.budget import ConnectionRole, Declared, LeftSession, SessionTable
 from sidecar.core.evidence import Ending, Keepalive
 from sidecar.core.identity import Identity
