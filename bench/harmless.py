@@ -36,7 +36,7 @@ SCENARIOS: dict[str, Scenario] = {
     "refusals": lambda short: harmless.refusals(seconds=120 * short, mended=75.0),
     "pause": lambda short: harmless.pause(seconds=max(6, 30 * short)),
     "restart": lambda short: harmless.restart(seconds=60 * short),
-    "own-limits": lambda short: harmless.own_limits(settled=max(16, 90 * short)),
+    "own-limits": lambda short: harmless.own_limits(),  # at the beginning, while rests are short
     "silent": lambda short: harmless.silent_path("drop", seconds=300 * short),
     "reset": lambda short: harmless.silent_path("reset", seconds=300 * short, orphans=False),
 }
