@@ -444,6 +444,9 @@ def refusals(*, seconds: float = 22.0, settled: float = 7.0, mended: float | Non
         counter = ends.enter_context(Counter(server))
         running = ends.enter_context(sidecar({"targets": targets}))
         time.sleep(settled)
+        late = time.time() + 60
+        while not all(one["reachable"] for one in running.json("/targets")["targets"]) and time.time() < late:
+            time.sleep(0.2)  # who was never reached has no outage; targets of one server log in one after the other
         began = time.time()
         execute(
             server,

@@ -12,6 +12,8 @@ import pytest
 from testing import harmless
 from testing.harmless import Finding
 
+pytestmark = pytest.mark.real_time
+
 SCENARIOS: dict[str, Callable[[], Sequence[Finding]]] = {
     "limits of roles and a database": harmless.limits,
     "reserved connections": harmless.reserved,
