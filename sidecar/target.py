@@ -83,7 +83,7 @@ class Target:
         self._budget: BudgetStatus | None = None
         self._budget_advised: BudgetStatus | None = None  # as of its last change: the advice is no counter
         self._paused: PauseReason | None = None
-        self._told_pooled = False
+        self._told_pooled: Pooled | None = None
         self._measuring_since: float | None = None
         self._offset_seconds = clock.offset_seconds  # as the idle machine was told
         self._machine = IdleMachine(
@@ -339,9 +339,10 @@ class Target:
 
     def _looked(self, table: SessionTable | None, identity: Identity) -> None:
         is_pooled = self._availability.is_pooled is True
-        if is_pooled and not self._told_pooled:
-            self._told_pooled = True
-            self._probes.tell(Pooled())
+        pooled = Pooled(transaction=self._availability.shares_backends) if is_pooled else None
+        if pooled is not None and pooled != self._told_pooled:
+            self._told_pooled = pooled
+            self._probes.tell(pooled)
         self._sharing.looked(self.name, None if is_pooled else table, identity)
 
     def _login_refused(self, role: ConnectionRole, said: ServerSignal, sqlstate: str) -> None:

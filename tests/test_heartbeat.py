@@ -561,6 +561,19 @@ async def test_a_poolers_no_is_an_answer(make_server: MakeServer) -> None:
     assert outage.read is None
 
 
+@pytest.mark.parametrize(("mode", "shares"), [("transaction", True), ("session", False)])
+async def test_a_transaction_pooler_betrays_itself_by_its_backends(
+    make_server: MakeServer, mode: str, shares: bool
+) -> None:
+    server = await asyncio.to_thread(make_server)
+    with pgbouncer(server, f"[pgbouncer]\npool_mode = {mode}") as url:
+        async with watching(f"{url}postgres") as watched:
+            watched.watch.suspect()  # a fresh connection at once, beside the session
+            await asyncio.sleep(2)
+            assert watched.watch.is_pooled
+            assert watched.watch.shares_backends is shares
+
+
 async def test_a_full_session_pooler_has_one_of_ours_in_its_queue(make_server: MakeServer) -> None:
     server = await asyncio.to_thread(make_server)
     settings = "[pgbouncer]\npool_mode = session\ndefault_pool_size = 3\nquery_wait_timeout = 60"

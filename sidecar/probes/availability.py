@@ -132,6 +132,7 @@ class AvailabilityRunner:
         self._resolution: asyncio.Future[tuple[Sequence[str], float]] | None = None
         self._identities: dict[WatchedConnection, Identity] = {}  # of those that are open
         self._is_pooled: bool | None = None
+        self._shares_backends = False
         tls = target.tls
         files = (target.password_file, tls.ca_file, tls.cert_file, tls.key_file)
         self._credentials = [Path(file) for file in files if file is not None]
@@ -160,6 +161,14 @@ class AvailabilityRunner:
         """What the server calls the open connections."""
         open_ones = [*self._answered.values(), *([] if self._session is None else [self._session])]
         return {connection.backend_pid for connection in open_ones if connection.backend_pid is not None}
+
+    @property
+    def shares_backends(self) -> bool:
+        """Whether one process of the server has answered two of our connections that lived side by side.
+
+        So it is in transaction mode that there is a pooler. A busy one may give each another process for a while.
+        """
+        return self._shares_backends
 
     @property
     def is_pooled(self) -> bool | None:
@@ -362,6 +371,8 @@ class AvailabilityRunner:
         self._answered[number], self._identities[connection] = connection, identity
         if connection.is_pooled is not None:
             self._is_pooled = connection.is_pooled
+        if connection.is_pooled and self._session is not None and identity.backend_pid is not None:
+            self._shares_backends |= identity.backend_pid == self._identities[self._session].backend_pid
         return Connected(
             attempt=number,
             at=self._wall(),
