@@ -285,7 +285,6 @@ def _last_outage_at(outages: Sequence[Outage]) -> float | None:
     for outage in reversed(outages):
         if outage.kind == OutageKind.LIFETIME:
             continue  # a session that was too old: the database was there
-        spells = [spell for spell in (outage.connect, outage.read, outage.write) if spell is not None]
-        if spells:
-            return min(spell.began.until for spell in spells)
+        if downtimes := outage.downtimes.values():
+            return min(downtime.began.until for downtime in downtimes)
     return None

@@ -19,8 +19,8 @@ from sidecar.core.budget import (
     Ceiling,
     CeilingKind,
     CeilingWatch,
+    ConnectionRole,
     Grant,
-    Holding,
     RefusedCeiling,
     Room,
     Session,
@@ -232,7 +232,7 @@ def granted(
     above: dict[str, tuple[object, ...]] | None = None,
     turn: int = 0,
     going_round: int = 0,
-) -> dict[tuple[str, Holding], int]:
+) -> dict[tuple[str, ConnectionRole], int]:
     above = above or {wish.target: (SERVER,) for wish in wishes}
     return grants(claims(wishes, turn=turn, going_round=going_round), above, rooms)  # type: ignore[arg-type]
 
@@ -247,30 +247,30 @@ def wish(target: str = "a", **changes: object) -> Wish:
 )
 def test_a_search_comes_before_a_second_connection_of_the_pool(measuring: int, probes: int, pool: int) -> None:
     found = granted([wish()], {SERVER: Room(heartbeats=1, measuring=measuring)})
-    assert found.get(("a", Holding.HEARTBEAT)) == 1
-    assert (found.get(("a", Holding.PROBE), 0), found.get(("a", Holding.POOL), 0)) == (probes, pool)
+    assert found.get(("a", ConnectionRole.HEARTBEAT)) == 1
+    assert (found.get(("a", ConnectionRole.PROBE), 0), found.get(("a", ConnectionRole.POOL), 0)) == (probes, pool)
 
 
 def test_the_heartbeat_is_the_last_to_go() -> None:
-    assert granted([wish()], {SERVER: Room(heartbeats=1, measuring=0)}) == {("a", Holding.HEARTBEAT): 1}
+    assert granted([wish()], {SERVER: Room(heartbeats=1, measuring=0)}) == {("a", ConnectionRole.HEARTBEAT): 1}
     assert granted([wish()], {SERVER: Room(heartbeats=0, measuring=0)}) == {}
 
 
 def test_once_verified_the_lowest_rank_needs_two_and_the_next_searches() -> None:
     wishes = [wish("a", searching=False, probes=4, trials=1), wish("b")]
     found = granted(wishes, {SERVER: Room(heartbeats=9, measuring=7)}, turn=1, going_round=1)
-    assert found["a", Holding.PROBE] == 2
-    assert found["b", Holding.PROBE] == 4
-    assert found["b", Holding.POOL] == 1
+    assert found["a", ConnectionRole.PROBE] == 2
+    assert found["b", ConnectionRole.PROBE] == 4
+    assert found["b", ConnectionRole.POOL] == 1
 
 
 def test_of_ten_targets_one_searches_one_has_its_turn_and_nine_have_heartbeats() -> None:
     wishes = [wish(f"t{n}") for n in range(10)]
     found = granted(wishes, {SERVER: Room(heartbeats=9, measuring=7)}, turn=4, going_round=1)
-    assert found["t4", Holding.POOL] == 1
-    assert found["t0", Holding.PROBE] == 5
-    assert sum(count for (_, holding), count in found.items() if holding is Holding.HEARTBEAT) == 9
-    assert sum(count for (_, holding), count in found.items() if holding is not Holding.HEARTBEAT) == 7
+    assert found["t4", ConnectionRole.POOL] == 1
+    assert found["t0", ConnectionRole.PROBE] == 5
+    assert sum(count for (_, holding), count in found.items() if holding is ConnectionRole.HEARTBEAT) == 9
+    assert sum(count for (_, holding), count in found.items() if holding is not ConnectionRole.HEARTBEAT) == 7
 
 
 @given(st.lists(st.builds(Grant, heartbeat=st.booleans(), probes=st.integers(0, 8), pool=st.integers(0, 3))), st.data())
@@ -317,17 +317,17 @@ def test_no_grant_exceeds_a_wish_or_any_ceiling(data: st.DataObject) -> None:
     turn, going_round = data.draw(st.integers(0, 9)), data.draw(st.integers(0, 4))
     found = granted(wishes, rooms, above=above, turn=turn, going_round=going_round)
     for each in wishes:
-        wanted = {Holding.PROBE: each.probes, Holding.POOL: each.pool, Holding.TRIAL: each.trials}
+        wanted = {ConnectionRole.PROBE: each.probes, ConnectionRole.POOL: each.pool, ConnectionRole.TRIAL: each.trials}
         for holding, count in wanted.items():
             assert 0 <= found.get((each.target, holding), 0) <= count
-        assert found.get((each.target, Holding.HEARTBEAT), 0) <= each.heartbeat
-        assert found.get((each.target, Holding.PROBE), 0) != 1 or each.probes == 1
+        assert found.get((each.target, ConnectionRole.HEARTBEAT), 0) <= each.heartbeat
+        assert found.get((each.target, ConnectionRole.PROBE), 0) != 1 or each.probes == 1
     for key, room in rooms.items():
         below = [each.target for each in wishes if key in above[each.target]]
         held = [(holding, count) for (target, holding), count in found.items() if target in below]
-        assert sum(count for holding, count in held if holding is Holding.HEARTBEAT) <= room.heartbeats
-        assert sum(count for holding, count in held if holding is not Holding.HEARTBEAT) <= room.measuring
+        assert sum(count for holding, count in held if holding is ConnectionRole.HEARTBEAT) <= room.heartbeats
+        assert sum(count for holding, count in held if holding is not ConnectionRole.HEARTBEAT) <= room.measuring
     for each in wishes:  # nobody is left out while there is room for the least that is of use
         spare = min(rooms[key].measuring for key in above[each.target])
         if len(wishes) == 1 and each.probes >= 2 and spare >= 2:
-            assert found[each.target, Holding.PROBE] >= 2
+            assert found[each.target, ConnectionRole.PROBE] >= 2

@@ -457,21 +457,12 @@ class BudgetStatus:
         return self.hindrance not in (Hindrance.FEW_SLOTS, Hindrance.NO_SEAT) or not self.joint
 
 
-class Holding(StrEnum):
-    """What connections are held for. Looks of a moment are not held."""
-
-    HEARTBEAT = "heartbeat"
-    PROBE = "probe"
-    POOL = "pool"
-    TRIAL = "trial"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """`target` wants to have `up_to` connections for `holding`; with fewer than `at_least` nothing is gained."""
+    """`target` wants to have `up_to` connections in the role `holding`; fewer than `at_least` gain nothing."""
 
     target: str
-    holding: Holding
+    holding: ConnectionRole
     up_to: int
     at_least: int = 1
 
@@ -490,7 +481,7 @@ def claims(wishes: Sequence[Wish], *, turn: int, going_round: int) -> list[Claim
         return []
     first = turn % len(wishes)
     in_turn = (*wishes[first:], *wishes[:first])
-    made = [Claim(target=wish.target, holding=Holding.HEARTBEAT, up_to=1) for wish in wishes if wish.heartbeat]
+    made = [Claim(target=wish.target, holding=ConnectionRole.HEARTBEAT, up_to=1) for wish in wishes if wish.heartbeat]
     if len(wishes) > 1:
         made += _check(in_turn[0], going_round)
     for wish in wishes:
@@ -502,41 +493,41 @@ def claims(wishes: Sequence[Wish], *, turn: int, going_round: int) -> list[Claim
 
 def _probes(wish: Wish, up_to: int) -> Claim:
     at_least = min(wish.probes, PROBES_AT_LEAST)
-    return Claim(target=wish.target, holding=Holding.PROBE, up_to=up_to, at_least=at_least)
+    return Claim(target=wish.target, holding=ConnectionRole.PROBE, up_to=up_to, at_least=at_least)
 
 
 def _check(wish: Wish, connections: int) -> Iterable[Claim]:
     pair = min(wish.probes, PROBES_AT_LEAST) if connections >= PROBES_AT_LEAST else 0
     yield _probes(wish, pair)
-    yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1, connections - pair))
+    yield Claim(target=wish.target, holding=ConnectionRole.POOL, up_to=min(wish.pool, 1, connections - pair))
 
 
 def _essential(wish: Wish) -> Iterable[Claim]:
     yield _probes(wish, min(wish.probes, PROBES_AT_LEAST))
     if wish.searching:
-        yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1))
+        yield Claim(target=wish.target, holding=ConnectionRole.POOL, up_to=min(wish.pool, 1))
         yield _probes(wish, wish.probes)
 
 
 def _rest(wish: Wish) -> Iterable[Claim]:
-    yield Claim(target=wish.target, holding=Holding.POOL, up_to=min(wish.pool, 1))
-    yield Claim(target=wish.target, holding=Holding.TRIAL, up_to=min(wish.trials, 1))
+    yield Claim(target=wish.target, holding=ConnectionRole.POOL, up_to=min(wish.pool, 1))
+    yield Claim(target=wish.target, holding=ConnectionRole.TRIAL, up_to=min(wish.trials, 1))
     yield _probes(wish, wish.probes)
-    yield Claim(target=wish.target, holding=Holding.POOL, up_to=wish.pool)
-    yield Claim(target=wish.target, holding=Holding.TRIAL, up_to=wish.trials)
+    yield Claim(target=wish.target, holding=ConnectionRole.POOL, up_to=wish.pool)
+    yield Claim(target=wish.target, holding=ConnectionRole.TRIAL, up_to=wish.trials)
 
 
 def grants(
     made: Iterable[Claim],
     ceilings: Mapping[str, Sequence[Hashable]],
     rooms: Mapping[Hashable, Room],
-) -> dict[tuple[str, Holding], int]:
+) -> dict[tuple[str, ConnectionRole], int]:
     """Who may hold how many: each claim in its turn, as far as every ceiling above its target (`ceilings`) has room."""
     left = {key: {True: room.heartbeats, False: room.measuring} for key, room in rooms.items()}
-    granted: dict[tuple[str, Holding], int] = {}
+    granted: dict[tuple[str, ConnectionRole], int] = {}
     for claim in made:
         holder = (claim.target, claim.holding)
-        is_heartbeat = claim.holding is Holding.HEARTBEAT
+        is_heartbeat = claim.holding is ConnectionRole.HEARTBEAT
         held = granted.get(holder, 0)
         missing = claim.up_to - held
         room = min((left[key][is_heartbeat] for key in ceilings[claim.target]), default=missing)
@@ -549,13 +540,13 @@ def grants(
     return granted
 
 
-def grant_of(target: str, granted: Mapping[tuple[str, Holding], int]) -> Grant:
+def grant_of(target: str, granted: Mapping[tuple[str, ConnectionRole], int]) -> Grant:
     """What `grants` gave to one target."""
     return Grant(
-        heartbeat=granted.get((target, Holding.HEARTBEAT), 0) > 0,
-        probes=granted.get((target, Holding.PROBE), 0),
-        pool=granted.get((target, Holding.POOL), 0),
-        trials=granted.get((target, Holding.TRIAL), 0),
+        heartbeat=granted.get((target, ConnectionRole.HEARTBEAT), 0) > 0,
+        probes=granted.get((target, ConnectionRole.PROBE), 0),
+        pool=granted.get((target, ConnectionRole.POOL), 0),
+        trials=granted.get((target, ConnectionRole.TRIAL), 0),
     )
 
 

@@ -30,7 +30,7 @@ Time is an argument, and nothing here opens or closes anything.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -395,8 +395,3 @@ def _is_crowded(level: _Level) -> bool:
         return False
     alone = replace(level.ceiling, used=level.ceiling.heartbeats + level.ceiling.measuring)
     return level.allowed.measuring < allowance(alone).measuring
-
-
-def total(granted: Iterable[Grant]) -> int:
-    """Connections held by all together."""
-    return sum(one.heartbeat + one.measuring for one in granted)
